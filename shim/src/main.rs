@@ -1,0 +1,2 @@
+//! Parse and dispatch; nothing else.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Test host, CRI client and leak checks, shared by `cargo xtask demo` and the end-to-end tests.

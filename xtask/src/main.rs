@@ -1,0 +1,2 @@
+//! The commands of the README: `cargo xtask demo | test | install | shell`.
+fn main() {}
