@@ -1,1 +1,10 @@
-//! containerd shim v2 plugin `io.containerd.microvm.v1`.
+//! containerd shim v2 plugin `io.containerd.microvm.v1`: every pod is one micro-VM.
+//!
+//! Rooms, and who may know whom (held by `cargo xtask tidy`): `service` translates containerd's requests and
+//! knows no VMM; `sandbox` is the pod and calls `vm`, `share`, `network`, `guest` and `snapshot`, which do not
+//! know each other's users; `snapshot` alone parses snapshot files.
+
+pub mod error;
+pub mod vm;
+
+pub use error::{Error, Result};

@@ -1,0 +1,123 @@
+//! The virtual machine, whatever runs it: one folder for each VMM, and what all of them share. Called by
+//! `sandbox`; knows no container, no snapshot format and no image.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::error::Result;
+
+/// A virtio-fs device, served by a virtiofsd that already listens on `socket`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FsDevice {
+    /// Mount tag in the guest: `kataShared` or `volumes`.
+    pub tag: String,
+    /// vhost-user socket of the daemon.
+    pub socket: PathBuf,
+}
+
+/// A network device, backed by a tap that exists in the pod's network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetDevice {
+    /// Name of the tap in the pod's network namespace.
+    pub tap: String,
+    /// MAC address that the guest sees at boot, as `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+}
+
+/// Where the VMM process lives on the host.
+#[derive(Debug, Clone, Default)]
+pub struct Placement {
+    /// Network namespace to start in; the shim's own if none.
+    pub netns: Option<PathBuf>,
+    /// `cgroup.procs` (or `tasks`) files that the process writes itself into before it execs.
+    pub cgroup_procs: Vec<PathBuf>,
+}
+
+/// Everything a VMM needs to know to start one machine. Checked; made by `sandbox`.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Directory of this sandbox (VMDir): sockets, console log, RAM.
+    pub dir: PathBuf,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Guest initramfs.
+    pub initramfs: PathBuf,
+    /// Kernel parameters that the config adds.
+    pub kernel_params: String,
+    /// Virtual CPUs, at least 1.
+    pub vcpus: u32,
+    /// Guest RAM in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// File that is the guest's RAM; it exists and has the size `memory`.
+    pub ram: PathBuf,
+    /// virtio-fs devices, in the order of their PCI slots.
+    pub shares: Vec<FsDevice>,
+    /// Network devices, in the order of the pod's interfaces.
+    pub nics: Vec<NetDevice>,
+    /// Where the VMM runs.
+    pub placement: Placement,
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// `exit status 1` or `signal 9`.
+    pub status: String,
+    /// Last lines of its stderr and of the guest's console, for the error that a person reads.
+    pub last_words: String,
+}
+
+/// What identifies a VMM for a snapshot: a snapshot is restored by the same one only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmmIdentity {
+    /// `qemu` or `cloud-hypervisor`.
+    pub name: String,
+    /// Its version, e.g. `11.1.2`.
+    pub version: String,
+    /// `tcg` or `kvm`.
+    pub accelerator: String,
+    /// CPU model that the guest sees.
+    pub cpu: String,
+    /// Machine type, e.g. `pc-q35-11.1`.
+    pub machine: String,
+}
+
+/// One virtual machine. Methods may be called in any order and from any task; each has a deadline of its own and
+/// fails with `DeadlineExceeded` at it, or at once with `Unavailable` and the VMM's last words when it is dead.
+#[async_trait]
+pub trait Vm: Send + Sync + Debug {
+    /// Starts the VMM and runs the guest from its kernel.
+    async fn boot(&self) -> Result<()>;
+    /// Starts the VMM with the guest as the device state in `dir` left it, paused. RAM is in place already.
+    async fn restore(&self, dir: &Path) -> Result<()>;
+    /// Stops the virtual CPUs; nothing happens if they stand still already.
+    async fn pause(&self) -> Result<()>;
+    /// Runs the virtual CPUs; nothing happens if they run already.
+    async fn resume(&self) -> Result<()>;
+    /// Writes the device state, without RAM, into the empty directory `dir` and answers the plain names of the
+    /// files. The guest must be paused and stays so.
+    async fn save(&self, dir: &Path) -> Result<Vec<String>>;
+    /// Connects to the guest agent, again and again until it answers or `deadline` has passed.
+    async fn connect_agent(&self, deadline: std::time::Duration) -> Result<UnixStream>;
+    /// Kills the VMM and waits until it is reaped. Nothing happens if it never ran.
+    async fn stop(&self) -> Result<()>;
+    /// Becomes `Some` once, when the VMM process has ended for whatever reason.
+    fn death(&self) -> watch::Receiver<Option<Death>>;
+    /// Process id of the VMM while it runs.
+    fn pid(&self) -> Option<u32>;
+    /// What a snapshot of this machine records and a restore compares.
+    async fn identity(&self) -> Result<VmmIdentity>;
+    /// Last lines of the guest's console, for error texts.
+    fn console_tail(&self) -> String;
+}
+
+/// Makes machines of one VMM; chosen once per shim by the config and the boot probe.
+pub trait Vmm: Send + Sync + Debug {
+    /// A machine that does not run yet.
+    fn machine(&self, machine: Machine) -> Arc<dyn Vm>;
+}
