@@ -4,7 +4,9 @@
 //! knows no VMM; `sandbox` is the pod and calls `vm`, `share`, `network`, `guest` and `snapshot`, which do not
 //! know each other's users; `snapshot` alone parses snapshot files.
 
+pub mod config;
 pub mod error;
 pub mod vm;
 
+pub use config::Config;
 pub use error::{Error, Result};
