@@ -158,8 +158,8 @@ fn across(values: &Values, files: &[File]) -> Vec<Problem> {
 
 /// The problem at the last place that set one of `keys`.
 fn culprit(files: &[File], keys: &[&str], want: String) -> Problem {
-    let places = files.iter().flat_map(|file| file.entries.iter().map(move |entry| (file, entry)));
-    match places.filter(|(_, entry)| keys.contains(&entry.key.as_str())).next_back() {
+    let mut places = files.iter().flat_map(|file| file.entries.iter().map(move |entry| (file, entry)));
+    match places.rfind(|(_, entry)| keys.contains(&entry.key.as_str())) {
         Some((file, entry)) => Problem::of(&file.origin, entry, want, None),
         None => {
             let (origin, key) = (Origin::Defaults.to_string(), keys.concat());
