@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use oci_spec::runtime::{LinuxResources, Process};
 
+use crate::config::Source;
 use crate::error::Result;
 
 /// One of the mounts that containerd's snapshotter prepared for a root filesystem.
@@ -57,6 +58,8 @@ pub struct Create {
     pub streams: Streams,
     /// Snapshot to restore the container from; empty for a fresh start.
     pub checkpoint: String,
+    /// Where the config comes from: `config::Source::from_options` of the request's options.
+    pub config: Source,
 }
 
 /// Request to register another process of a container.
