@@ -1,0 +1,55 @@
+//! How each kind of resource is undone: idempotent, and a resource that is gone is a success. Called by the ledger only.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use super::{Resource, cgroup, hook, process, tree};
+use crate::error::{Context, Error, Kind, Result};
+
+/// More mounts than anybody stacks on one path; a guard against going round for ever.
+const MAX_STACKED: usize = 1024;
+
+pub(super) fn undo(resource: &Resource) -> Result<()> {
+    let undone = match resource {
+        Resource::Directory(path) => tree::remove(path),
+        Resource::File(path) => remove_file(path),
+        Resource::Mount(path) => unmount(path),
+        Resource::Cgroup(path) => cgroup::remove(path),
+        Resource::Process { pid, start_time, .. } => process::kill(*pid, *start_time),
+        Resource::Poststop(hook) => {
+            hook::run(hook);
+            return Ok(());
+        }
+        Resource::Tap { .. } | Resource::Redirect { .. } | Resource::Netns(_) | Resource::Lease { .. } => {
+            return Err(Error::new(
+                Kind::Unimplemented,
+                format!("Could not remove {resource}: not built in yet"),
+            ));
+        }
+    };
+    undone.context(|| format!("Could not remove {resource}"))
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Detaches, because whoever still holds a file of the mount must not keep the sandbox from going.
+fn unmount(path: &Path) -> io::Result<()> {
+    for _ in 0..MAX_STACKED {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // EINVAL: not a mount point.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(io::Error::other("new mounts keep appearing on it"))
+}
