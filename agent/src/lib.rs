@@ -1,0 +1,7 @@
+//! The guest's agent as a library: `main.rs` is PID 1 and puts the parts together.
+
+pub mod cgroup;
+pub mod container;
+pub mod error;
+pub mod reaper;
+pub mod stdio;
