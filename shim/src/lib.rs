@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod error;
+pub mod events;
 pub mod guest;
 pub mod ledger;
 pub mod task;
