@@ -1,0 +1,83 @@
+//! Runs the demo, a shell or a command in a test host. Called by `cargo xtask demo | shell`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tests::host::{self, Payload};
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The workspace's target folder
+    #[arg(long, default_value = "target")]
+    target: PathBuf,
+    /// Folder made by `cargo xtask install --root`, laid over the test host's tree
+    #[arg(long)]
+    installed: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Gives a prompt in a test host with a running containerd
+    Shell {
+        /// Run this command instead of a prompt
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    #[command(hide = true, name = "inside-shell")]
+    InsideShell { command: Vec<String> },
+}
+
+fn main() -> ExitCode {
+    host::dispatch();
+    match run() {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<i32> {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Command::Shell { command } => {
+            let mut inside = vec!["inside-shell".into(), "--".into()];
+            inside.extend(command.into_iter().map(Into::into));
+            let payload = Payload {
+                name: "shell".into(),
+                arguments: inside,
+                installed: arguments.installed,
+                ..Payload::default()
+            };
+            host::run(&std::path::absolute(&arguments.target)?, &payload)
+        }
+        Command::InsideShell { command } => shell(&command),
+    }
+}
+
+/// Inside: containerd, then the prompt or the command.
+fn shell(command: &[String]) -> Result<i32> {
+    let containerd = host::containerd::Containerd::start()?;
+    tests::images::import("default", &tests::images::shared()?)?;
+    let mut program = match command.split_first() {
+        Some((program, rest)) => {
+            let mut command = std::process::Command::new(program);
+            command.args(rest);
+            command
+        }
+        None => {
+            println!("test host: containerd is running; its log and the shims' are in {}", host::LOGS);
+            let mut command = std::process::Command::new("script");
+            command.args(["--quiet", "--command", "bash", "/dev/null"]);
+            command
+        }
+    };
+    let status = program.status()?;
+    containerd.stop()?;
+    Ok(status.code().unwrap_or(1))
+}

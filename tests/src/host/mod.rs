@@ -1,0 +1,68 @@
+//! The test host: a Debian with a real containerd in namespaces of its own, so that nothing on the machine changes.
+//!
+//! `run` (called by the demo, the shell and the end-to-end tests) starts the calling program a second time inside the
+//! test host; everything after that, containerd included, is an ordinary program in an ordinary Debian. When the inner
+//! program ends, or the outer one dies, the kernel ends the whole pid namespace.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `tree.rs`, `apt.rs` | the Debian tree, made once with mmdebstrap and kept below `target/testhost` |
+//! | `instance.rs` | one test host: its folders and cgroups, and their removal; runs outside |
+//! | `init.rs`, `mounts.rs` | PID 1 of the test host: namespaces, mounts, reaping; runs inside |
+//! | `containerd.rs` | containerd in the test host: configuration, start, stop |
+
+mod apt;
+pub mod containerd;
+mod init;
+mod instance;
+mod mounts;
+mod tree;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// First argument that makes a program which calls [`dispatch`] the init process of a test host.
+const INIT_ARGUMENT: &str = "testhost-init";
+
+/// Where the test host keeps the logs that outlive it; a folder of `target/testhost/logs` outside.
+pub const LOGS: &str = "/var/log/testhost";
+
+/// What runs in the test host, and what is laid into it.
+#[derive(Debug, Default)]
+pub struct Payload {
+    /// Names the folder of logs, `target/testhost/logs/<name>`.
+    pub name: String,
+    /// The program's arguments; the program is the caller itself unless `program` says otherwise.
+    pub arguments: Vec<OsString>,
+    /// A program of the test host's tree to run instead of the caller.
+    pub program: Option<PathBuf>,
+    /// A folder whose content is laid over the tree before it starts (what `cargo xtask install --root` made).
+    pub installed: Option<PathBuf>,
+}
+
+/// Becomes the init process of a test host when the arguments say so, and then does not return. To be called first in
+/// `main`, before any thread is started.
+pub fn dispatch() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().as_deref() == Some(INIT_ARGUMENT.as_ref()) {
+        std::process::exit(init::main(arguments.next()));
+    }
+}
+
+/// Starts a test host, runs the payload in it, takes the test host down and returns the payload's exit code.
+///
+/// `target` is the workspace's target folder.
+pub fn run(target: &Path, payload: &Payload) -> Result<i32> {
+    let home = target.join("testhost");
+    std::fs::create_dir_all(&home)
+        .with_context(|| format!("Could not make the folder {}", home.display()))?;
+    let tree = tree::ensure(&home)?;
+    let instance = instance::Instance::create(&home, &tree, payload)?;
+    let code = instance.run(payload);
+    let removed = instance.remove();
+    let code = code?;
+    removed?;
+    Ok(code)
+}
