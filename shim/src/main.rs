@@ -1,2 +1,11 @@
 //! Parse and dispatch; nothing else.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next() {
+        Some(mode) if mode == shim::stub::MODE => shim::stub::main(arguments),
+        _ => ExitCode::FAILURE,
+    }
+}
