@@ -3,5 +3,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod error;
+pub mod init;
 pub mod reaper;
 pub mod stdio;
+pub mod transport;
