@@ -9,6 +9,7 @@ pub mod error;
 pub mod events;
 pub mod guest;
 pub mod ledger;
+pub mod network;
 pub mod stub;
 pub mod task;
 pub mod vm;

@@ -9,6 +9,7 @@ use nix::mount::{MntFlags, umount2};
 
 use super::{Resource, cgroup, hook, process, tree};
 use crate::error::{Context, Error, Kind, Result};
+use crate::network;
 
 /// More mounts than anybody stacks on one path; a guard against going round for ever.
 const MAX_STACKED: usize = 1024;
@@ -24,7 +25,10 @@ pub(super) fn undo(resource: &Resource) -> Result<()> {
             hook::run(hook);
             return Ok(());
         }
-        Resource::Tap { .. } | Resource::Redirect { .. } | Resource::Netns(_) | Resource::Lease { .. } => {
+        Resource::Tap { netns, name } => return network::remove_tap(netns, name),
+        Resource::Redirect { netns, device } => return network::remove_redirect(netns, device),
+        Resource::Netns(path) => return network::remove_netns(path),
+        Resource::Lease { .. } => {
             return Err(Error::new(
                 Kind::Unimplemented,
                 format!("Could not remove {resource}: not built in yet"),

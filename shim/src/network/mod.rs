@@ -1,0 +1,51 @@
+//! The pod's network: what CNI made in the pod's namespace goes to the guest, over one tap for each interface.
+//! Called by `sandbox` (boot, restore) and by `ledger` (undo). All functions block, for milliseconds: each works on
+//! a thread of its own inside the namespace, so that no other thread of the shim ever leaves its namespace.
+
+mod discover;
+mod namespace;
+mod redirect;
+mod tap;
+
+use std::path::Path;
+
+use agent_proto::types::{ARPNeighbor, Interface, Route};
+
+pub use discover::discover;
+pub use namespace::{create_netns, remove_netns};
+pub use redirect::{redirect, remove_redirect};
+pub use tap::{remove_tap, taps};
+
+use crate::error::Result;
+use crate::ledger::Ledger;
+use crate::vm::NetDevice;
+
+/// What the guest is told about the pod's network, in the agent's own words.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GuestNetwork {
+    /// The interfaces, in the order of their index; the n-th is the n-th network device of the machine.
+    pub interfaces: Vec<Interface>,
+    /// Routes of the main table; those that others need to reach their gateway come first.
+    pub routes: Vec<Route>,
+    /// Neighbours that CNI made permanent.
+    pub neighbors: Vec<ARPNeighbor>,
+}
+
+/// Makes a tap for each interface of `links` and redirects all traffic between the two, both ways.
+///
+/// # Errors
+/// `AlreadyExists` when another sandbox has done so in this namespace; else what failed on which device. Whatever
+/// was made is in the ledger.
+pub fn attach(netns: &Path, links: &GuestNetwork, ledger: &Ledger) -> Result<Vec<NetDevice>> {
+    let taps = taps(netns, links.interfaces.len(), ledger)?;
+    let pairs = links.interfaces.iter().zip(taps);
+    pairs
+        .map(|(interface, tap)| {
+            redirect(netns, &interface.device, &tap, ledger)?;
+            Ok(NetDevice { tap, mac: interface.hwAddr.clone() })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
