@@ -1,5 +1,9 @@
-//! Test host, CRI client and leak checks, shared by `cargo xtask demo` and the end-to-end tests.
+//! Test host, CRI client, leak checks and the demo: what `cargo xtask demo` and the end-to-end tests share.
 
 pub mod cgroups;
+pub mod cri;
+pub mod demo;
 pub mod host;
 pub mod images;
+pub mod leaks;
+pub mod programs;

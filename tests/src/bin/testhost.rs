@@ -1,5 +1,6 @@
 //! Runs the demo, a shell or a command in a test host. Called by `cargo xtask demo | shell`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,8 +28,16 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Shows the main job from beginning to end
+    Demo {
+        /// Runtime handler: microvm, or runc for what runc can do of it
+        #[arg(long, default_value = "microvm")]
+        handler: String,
+    },
     #[command(hide = true, name = "inside-shell")]
     InsideShell { command: Vec<String> },
+    #[command(hide = true, name = "inside-demo")]
+    InsideDemo { handler: String },
 }
 
 fn main() -> ExitCode {
@@ -43,20 +52,20 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<i32> {
-    let arguments = Arguments::parse();
-    match arguments.command {
+    let Arguments { target, installed, command } = Arguments::parse();
+    let inside = |name: &str, arguments: Vec<OsString>| {
+        let payload = Payload { name: name.to_owned(), arguments, installed, ..Payload::default() };
+        host::run(&std::path::absolute(&target)?, &payload)
+    };
+    match command {
         Command::Shell { command } => {
-            let mut inside = vec!["inside-shell".into(), "--".into()];
-            inside.extend(command.into_iter().map(Into::into));
-            let payload = Payload {
-                name: "shell".into(),
-                arguments: inside,
-                installed: arguments.installed,
-                ..Payload::default()
-            };
-            host::run(&std::path::absolute(&arguments.target)?, &payload)
+            let mut arguments = vec!["inside-shell".into(), "--".into()];
+            arguments.extend(command.into_iter().map(OsString::from));
+            inside("shell", arguments)
         }
+        Command::Demo { handler } => inside("demo", vec!["inside-demo".into(), handler.into()]),
         Command::InsideShell { command } => shell(&command),
+        Command::InsideDemo { handler } => tests::demo::run(&handler).map(|()| 0),
     }
 }
 

@@ -41,6 +41,10 @@ level = "debug"
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "localhost/pause:1"
 
+[plugins."io.containerd.cri.v1.runtime"]
+# This machine may be a sandbox itself, without the capability to lower the score.
+restrict_oom_score_adj = true
+
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["/usr/lib/cni"]
 conf_dir = "/etc/cni/net.d"
@@ -134,12 +138,16 @@ impl Containerd {
     }
 }
 
+/// Whole OCI specs appear in containerd's log: nobody reads them on a terminal.
+const LONGEST_LINE: usize = 600;
+
 /// The last lines of a text file, or why there are none.
 pub fn tail(file: &Path, lines: usize) -> String {
     match fs::read(file) {
         Ok(text) => {
             let text = String::from_utf8_lossy(&text);
-            let all: Vec<&str> = text.lines().collect();
+            let all: Vec<String> =
+                text.lines().map(|line| line.chars().take(LONGEST_LINE).collect()).collect();
             all[all.len().saturating_sub(lines)..].join("\n")
         }
         Err(error) => format!("({} cannot be read: {error})", file.display()),

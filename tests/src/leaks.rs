@@ -1,0 +1,213 @@
+//! What a pod may leave behind: everything is listed before and after, and the difference must be nothing. Called by the
+//! demo and every end-to-end test, inside the test host.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{cgroups, programs};
+
+/// How long what was told to end may take to be gone.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Folders whose whole content is compared, with the depth to which it is.
+const FOLDERS: &[(&str, usize)] = &[
+    ("/dev/shm", 8),
+    ("/run/containerd", 4),
+    ("/run/microvm", 8),
+    ("/run/netns", 2),
+    ("/run/runc", 8),
+    ("/tmp", 2),
+    ("/var/lib/cni", 4),
+    ("/var/lib/containerd/io.containerd.grpc.v1.cri", 3),
+    ("/var/lib/containerd/io.containerd.runtime.v2.task", 3),
+    ("/var/lib/microvm", 4),
+];
+
+/// Made by containerd, runc or CNI with the first pod and kept by them.
+const KEPT: &[&str] = &[
+    "/run/containerd/fifo",
+    "/run/containerd/io.containerd.grpc.v1.cri/containers",
+    "/run/containerd/io.containerd.grpc.v1.cri/sandboxes",
+    "/run/containerd/io.containerd.runtime.v2.task/default",
+    "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+    "/run/containerd/runc",
+    "/run/containerd/runc/default",
+    "/run/containerd/runc/k8s.io",
+    "/run/containerd/s",
+    "/run/microvm",
+    "/run/netns",
+    "/var/lib/cni/networks",
+    "/var/lib/cni/networks/pods",
+    "/var/lib/cni/networks/pods/last_reserved_ip.0",
+    "/var/lib/cni/networks/pods/lock",
+    "/var/lib/cni/results",
+    "/var/lib/containerd/io.containerd.grpc.v1.cri/containers",
+    "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes",
+    "/var/lib/containerd/io.containerd.runtime.v2.task/default",
+    "/var/lib/containerd/io.containerd.runtime.v2.task/k8s.io",
+];
+
+/// Cgroups that runtimes make as parents and keep, by their path in a hierarchy. (`/kubepods` is the caller's: a pod's
+/// own parent below it is kubelet's to remove.)
+const KEPT_CGROUPS: &[&str] = &["default", "k8s.io", "kubepods"];
+
+/// The bridge, which stays when its first pod has gone.
+const KEPT_LINKS: &[&str] = &["cni0"];
+
+/// Everything that could be left, one line for each thing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    things: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Lists what is there now.
+    pub fn take() -> Result<Snapshot> {
+        let mut things = BTreeSet::new();
+        mounts(&mut things)?;
+        links(&mut things)?;
+        control_groups(&mut things)?;
+        processes(&mut things)?;
+        for (folder, depth) in FOLDERS {
+            files(Path::new(folder), *depth, &mut things);
+        }
+        containerd(&mut things)?;
+        Ok(Snapshot { things })
+    }
+
+    /// What is there now and was not then.
+    fn new_since(&self, before: &Snapshot) -> Vec<String> {
+        self.things.difference(&before.things).cloned().collect()
+    }
+}
+
+/// Fails with the list of what is left since `before`, after giving it ten seconds to go.
+pub fn assert_clean(before: &Snapshot) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let left = Snapshot::take()?.new_since(before);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!("{} things are left after {DEADLINE:?}:\n  {}", left.len(), left.join("\n  "));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn mounts(things: &mut BTreeSet<String>) -> Result<()> {
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        if let Some(at) = line.split(' ').nth(4) {
+            let kind =
+                line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next()).unwrap_or_default();
+            things.insert(format!("mount {at} ({kind})"));
+        }
+    }
+    Ok(())
+}
+
+fn links(things: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir("/sys/class/net")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !KEPT_LINKS.contains(&name.as_str()) {
+            things.insert(format!("network link {name}"));
+        }
+    }
+    Ok(())
+}
+
+fn control_groups(things: &mut BTreeSet<String>) -> Result<()> {
+    for hierarchy in cgroups::hierarchies()? {
+        let mut groups = BTreeSet::new();
+        folders_below(&hierarchy.at, &mut groups);
+        for group in groups {
+            let path = group.strip_prefix(&hierarchy.at.to_string_lossy().into_owned()).unwrap_or(&group);
+            let path = path.trim_start_matches('/');
+            let kept = path.is_empty() || KEPT_CGROUPS.contains(&path) || is_pod_parent(path);
+            if !kept {
+                things.insert(format!("cgroup {group}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `kubepods/pod<uid>`: kubelet's own group of a pod, made by the runtime on the way to the container's.
+fn is_pod_parent(path: &str) -> bool {
+    path.strip_prefix("kubepods/pod").is_some_and(|uid| !uid.contains('/'))
+}
+
+fn folders_below(folder: &Path, found: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.insert(entry.path().to_string_lossy().into_owned());
+            folders_below(&entry.path(), found);
+        }
+    }
+}
+
+fn processes(things: &mut BTreeSet<String>) -> Result<()> {
+    let own = std::process::id().to_string();
+    for entry in fs::read_dir("/proc")? {
+        let pid = entry?.file_name().to_string_lossy().into_owned();
+        if pid == own || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        // A process may end while we look: then it is not left.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let Some((name, rest)) = stat.rsplit_once(')') else { continue };
+        let started = rest.split(' ').nth(20).unwrap_or_default();
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        things.insert(format!("process {name}) {} (started {started})", command.trim_end()));
+    }
+    Ok(())
+}
+
+fn files(folder: &Path, depth: usize, things: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let text = path.to_string_lossy().into_owned();
+        if !KEPT.contains(&text.as_str()) {
+            things.insert(format!("file {text}"));
+        }
+        if depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files(&path, depth - 1, things);
+        }
+    }
+}
+
+/// What containerd itself remembers; images are the caller's.
+fn containerd(things: &mut BTreeSet<String>) -> Result<()> {
+    for namespace in ["default", "k8s.io"] {
+        for (what, arguments) in [
+            ("container", &["containers", "list", "--quiet"][..]),
+            ("task", &["tasks", "list", "--quiet"]),
+            ("lease", &["leases", "list", "--quiet"]),
+        ] {
+            for line in ctr(namespace, arguments)?.lines() {
+                things.insert(format!("{what} {namespace}/{line}"));
+            }
+        }
+        for snapshotter in ["overlayfs", "native"] {
+            let list = ctr(namespace, &["snapshots", "--snapshotter", snapshotter, "list"])?;
+            for line in list.lines().skip(1).filter(|line| !line.ends_with("Committed")) {
+                let key = line.split_whitespace().next().unwrap_or_default();
+                things.insert(format!("snapshot {namespace}/{snapshotter}/{key}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ctr(namespace: &str, arguments: &[&str]) -> Result<String> {
+    programs::output(Command::new("ctr").args(["--namespace", namespace]).args(arguments))
+}
