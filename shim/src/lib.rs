@@ -10,6 +10,7 @@ pub mod events;
 pub mod guest;
 pub mod ledger;
 pub mod network;
+pub mod snapshot;
 pub mod stub;
 pub mod task;
 pub mod vm;

@@ -1,0 +1,245 @@
+//! Writes a snapshot in two steps, so that the guest stands still for the first one only. Called by `sandbox`'s
+//! checkpoint and by `store`'s import.
+//!
+//! Either the directory holds a whole, durable snapshot in the end, or it is as empty as it was.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use super::dir::{Dir, write_error};
+use super::manifest::{self, Contents, FileRecord, Manifest, RamRecord, Role};
+use super::ram::{self, Form};
+use super::{Checksum, MANIFEST, RAM, RAM_INDEX, checksum};
+use crate::error::{Context, Error, Kind, Result};
+
+/// A snapshot that is being written. It ends with [`Save::finish`] or [`Save::abort`], never by dropping it.
+#[derive(Debug)]
+#[must_use = "an unfinished save leaves files behind"]
+pub struct Save {
+    dir: Dir,
+    /// Whether the directory was made by us and goes if the save fails.
+    made: bool,
+    form: Form,
+    captured: Option<Captured>,
+    volumes: Vec<String>,
+}
+
+/// The copy of RAM, taken while the guest stood still.
+#[derive(Debug)]
+struct Captured {
+    file: File,
+    memory: u64,
+}
+
+/// What a save wrote.
+#[derive(Debug, Clone)]
+pub struct FinishedSave {
+    /// The manifest as it stands in the directory.
+    pub manifest: Manifest,
+    /// Bytes on disk of all files.
+    pub bytes: u64,
+}
+
+impl Save {
+    /// Begins a snapshot in `dir`, which is made if it is missing and must be empty otherwise.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when there is something in `dir`.
+    pub fn begin(dir: &Path, form: Form) -> Result<Self> {
+        let made = make(dir)?;
+        let opened = Dir::open(dir)?;
+        let names = opened.names()?;
+        if let Some(name) = names.first() {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                format!("The directory {} for a snapshot is not empty: it has {name:?}", dir.display()),
+            ));
+        }
+        Ok(Self { dir: opened, made, form, captured: None, volumes: Vec::new() })
+    }
+
+    /// The directory, in which the VMM writes its device state.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Copies the RAM file of the guest, which must stand still; it may run on after this. The copy is the
+    /// snapshot's `ram` (plain), or a file without a name beside it, as large as the RAM that the guest touched,
+    /// until [`Save::finish`] has packed it. Nothing is copied where a filesystem shares blocks.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded` at `deadline`, `ResourceExhausted` on a full disk. Then call [`Save::abort`].
+    pub fn capture_ram(&mut self, ram: &Path, deadline: Instant) -> Result<()> {
+        let what = || format!("Could not open the guest's RAM {}", ram.display());
+        let from = File::open(ram).context(what)?;
+        let memory = from.metadata().context(what)?.len();
+        let file = self.copy_file()?;
+        ram::capture(&from, &file, memory, deadline)?;
+        self.captured = Some(Captured { file, memory });
+        Ok(())
+    }
+
+    /// An empty file for a copy of RAM.
+    fn copy_file(&self) -> Result<File> {
+        match self.form {
+            Form::Plain => self.dir.create_file(RAM),
+            Form::Packed => self.dir.scratch_file("ram.copy"),
+        }
+    }
+
+    /// Takes RAM from `write`, which gets an empty file of the size of RAM, instead of from a guest.
+    pub(super) fn fill_ram(&mut self, memory: u64, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+        let file = self.copy_file()?;
+        file.set_len(memory).map_err(|error| write_error("Could not size the copy of RAM".into(), error))?;
+        write(&file)?;
+        self.captured = Some(Captured { file, memory });
+        Ok(())
+    }
+
+    /// Makes the file of a packed volume.
+    ///
+    /// # Errors
+    /// When there is such a file already.
+    pub fn volume(&mut self, name: &str) -> Result<File> {
+        let file = self.dir.create_file(name)?;
+        self.volumes.push(name.into());
+        Ok(file)
+    }
+
+    /// Writes everything else: packs RAM, takes checksums of `state`, the VMM's files in the directory, makes all
+    /// durable, and writes the manifest last. On failure the directory is emptied.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` on a full disk; `InvalidArgument` when `contents` is nothing that a restore would take.
+    pub fn finish(mut self, contents: Contents, state: &[String]) -> Result<FinishedSave> {
+        match self.write(contents, state) {
+            Ok(done) => Ok(done),
+            Err(error) => Err(error.with_cleanup(self.undo())),
+        }
+    }
+
+    /// Gives up: the directory is emptied, and removed if it was made for this.
+    ///
+    /// # Errors
+    /// When a file can't be removed; the others are gone.
+    pub fn abort(self) -> Result<()> {
+        let mut failures = self.undo();
+        match failures.len() {
+            0 => Ok(()),
+            _ => Err(failures.remove(0).with_cleanup(failures)),
+        }
+    }
+
+    fn write(&mut self, contents: Contents, state: &[String]) -> Result<FinishedSave> {
+        let captured = self.captured.take().ok_or_else(|| {
+            Error::new(Kind::FailedPrecondition, "The guest's RAM was not captured before the snapshot's end")
+        })?;
+        if captured.memory != contents.machine.memory {
+            let (have, want) = (captured.memory, contents.machine.memory);
+            let text = format!("The guest's RAM file has {have} bytes, the machine {want}");
+            return Err(Error::new(Kind::Internal, text));
+        }
+        let ram = self.write_ram(&captured)?;
+        let mut files = Vec::new();
+        for (names, role) in [(state, Role::State), (&self.volumes, Role::Volume)] {
+            for name in names {
+                files.push(self.record(name, role)?);
+            }
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        let manifest = Manifest { contents, ram, files };
+        self.write_file(MANIFEST, &manifest::render(&manifest)?)?;
+        self.nothing_else(&manifest)?;
+        self.dir.sync()?;
+        let bytes = self.disk_bytes()?;
+        Ok(FinishedSave { manifest, bytes })
+    }
+
+    fn write_ram(&self, captured: &Captured) -> Result<RamRecord> {
+        let Captured { file, memory } = captured;
+        let (index, length) = match self.form {
+            Form::Plain => {
+                let index = ram::tidy_plain(file, *memory)?;
+                sync(file, RAM)?;
+                (index, *memory)
+            }
+            Form::Packed => {
+                let packed = self.dir.create_file(RAM)?;
+                let done = ram::pack(file, *memory, &packed)?;
+                sync(&packed, RAM)?;
+                done
+            }
+        };
+        self.write_file(RAM_INDEX, &index)?;
+        let (form, index_length) = (self.form, index.len() as u64);
+        Ok(RamRecord { form, length, index_length, index: Checksum::of(&index) })
+    }
+
+    fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.dir.create_file(name)?;
+        file.write_all(bytes).map_err(|error| write_error(format!("Could not write {name}"), error))?;
+        sync(&file, name)
+    }
+
+    fn record(&self, name: &str, role: Role) -> Result<FileRecord> {
+        let file = self.dir.open_file(name)?;
+        let mut length = 0;
+        let checksum = checksum::stream(&file, |piece| {
+            length += piece.len() as u64;
+            Ok(())
+        });
+        let checksum = checksum.context(|| format!("Could not read {name}"))?;
+        sync(&file, name)?;
+        Ok(FileRecord { name: name.into(), role, length, checksum })
+    }
+
+    /// A VMM that wrote more than it said would make a snapshot that no restore takes.
+    fn nothing_else(&self, manifest: &Manifest) -> Result<()> {
+        let known = manifest.file_names();
+        let names = self.dir.names()?;
+        match names.iter().find(|name| !known.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) => Err(self.dir.invalid(&format!("has {name:?}, which nobody knows"))),
+        }
+    }
+
+    fn disk_bytes(&self) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let mut bytes = 0;
+        for name in self.dir.names()? {
+            let metadata = self.dir.open_file(&name)?.metadata();
+            bytes += metadata.context(|| format!("Could not look at {name}"))?.blocks() * 512;
+        }
+        Ok(bytes)
+    }
+
+    fn undo(&self) -> Vec<Error> {
+        let mut failures = self.dir.clear();
+        if self.made && failures.is_empty() {
+            let path = self.dir.path();
+            let removed =
+                std::fs::remove_dir(path).context(|| format!("Could not remove {}", path.display()));
+            failures.extend(removed.err());
+        }
+        failures
+    }
+}
+
+/// Makes the directory if it is missing; whether it did.
+fn make(dir: &Path) -> Result<bool> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => {
+            Err(write_error(format!("Could not make the directory {} for a snapshot", dir.display()), error))
+        }
+    }
+}
+
+fn sync(file: &File, name: &str) -> Result<()> {
+    file.sync_all().map_err(|error| write_error(format!("Could not sync {name}"), error))
+}
