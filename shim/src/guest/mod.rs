@@ -7,8 +7,10 @@ mod extension;
 mod failure;
 mod name;
 mod network;
+pub mod paths;
 mod process;
 mod sandbox;
+pub mod spec;
 mod watched;
 
 #[cfg(test)]
