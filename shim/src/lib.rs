@@ -4,6 +4,7 @@
 //! knows no VMM; `sandbox` is the pod and calls `vm`, `share`, `network`, `guest` and `snapshot`, which do not
 //! know each other's users; `snapshot` alone parses snapshot files.
 
+pub mod cgroup;
 pub mod config;
 pub mod error;
 pub mod events;

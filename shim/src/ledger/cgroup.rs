@@ -1,13 +1,13 @@
 //! Empties and removes a host cgroup, on the unified hierarchy and on the older ones. Called by the ledger only.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
 /// How long killed processes may take to leave their cgroup.
@@ -45,12 +45,13 @@ fn try_remove(path: &Path) -> io::Result<()> {
 
 /// `cgroup.kill` also catches what forks at the moment; it is there since Linux 5.14 on the unified hierarchy.
 fn kill_all(path: &Path) -> io::Result<()> {
-    if fs::write(path.join("cgroup.kill"), "1").is_ok() {
+    let kill = OpenOptions::new().write(true).open(path.join("cgroup.kill"));
+    if kill.and_then(|mut kill| kill.write_all(b"1")).is_ok() {
         return Ok(());
     }
     for pid in absent_is_none(processes(path))?.unwrap_or_default() {
         // Gone between reading and signalling is what we want.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     Ok(())
 }

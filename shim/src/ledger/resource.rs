@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::process;
+use super::{process, undo};
 use crate::error::Result;
 
 /// One thing on the host that must be gone after the sandbox. Two resources are the same if all fields are.
@@ -80,6 +80,14 @@ impl Resource {
     /// `NotFound` if there is no such process.
     pub fn process(pid: u32, what: impl Into<String>) -> Result<Self> {
         Ok(Resource::Process { pid, start_time: process::start_time(pid)?, what: what.into() })
+    }
+
+    /// Undoes it without a ledger: for what lies within a resource that is claimed.
+    ///
+    /// # Errors
+    /// If it can't be undone. One that is gone already is a success.
+    pub fn undo(&self) -> Result<()> {
+        undo::undo(self)
     }
 }
 
