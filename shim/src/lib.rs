@@ -9,6 +9,7 @@ pub mod config;
 pub mod error;
 pub mod events;
 pub mod guest;
+pub mod images;
 pub mod ledger;
 pub mod network;
 pub mod snapshot;

@@ -8,8 +8,8 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::{Resource, cgroup, hook, process, tree};
-use crate::error::{Context, Error, Kind, Result};
-use crate::network;
+use crate::error::{Context, Result};
+use crate::{images, network};
 
 /// More mounts than anybody stacks on one path; a guard against going round for ever.
 const MAX_STACKED: usize = 1024;
@@ -28,12 +28,7 @@ pub(super) fn undo(resource: &Resource) -> Result<()> {
         Resource::Tap { netns, name } => return network::remove_tap(netns, name),
         Resource::Redirect { netns, device } => return network::remove_redirect(netns, device),
         Resource::Netns(path) => return network::remove_netns(path),
-        Resource::Lease { .. } => {
-            return Err(Error::new(
-                Kind::Unimplemented,
-                format!("Could not remove {resource}: not built in yet"),
-            ));
-        }
+        Resource::Lease { address, namespace, id } => return images::release_lease(address, namespace, id),
     };
     undone.context(|| format!("Could not remove {resource}"))
 }

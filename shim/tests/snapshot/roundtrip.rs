@@ -137,7 +137,7 @@ proptest! {
 
     #[test]
     fn any_manifest_comes_back(
-        names in proptest::collection::btree_set("[a-z][a-z0-9._-]{0,20}", 0..5),
+        names in proptest::collection::btree_set("[a-z]([a-z0-9-]{0,20}[a-z0-9])?", 0..5),
         text in "\\PC{0,40}",
         generation in 1u32..,
         status in any::<u32>(),

@@ -185,7 +185,7 @@ fn sandbox(c: &mut Checker, raw: raw::Sandbox) -> Option<SandboxFacts> {
 }
 
 fn container(c: &mut Checker, raw: raw::Container, memory: u64) -> Option<ContainerRecord> {
-    let guest_name = c.value("guest_name", rules::name(raw.guest_name));
+    let guest_name = c.value("guest_name", rules::guest_name(raw.guest_name));
     let generation = c.value("generation", rules::within(raw.generation, 1, u32::MAX));
     let cri_name = match raw.cri_name {
         Some(name) => c.value("cri_name", rules::filled(name, 256)).map(Some),

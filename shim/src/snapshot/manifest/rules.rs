@@ -1,6 +1,7 @@
 //! What single values of a manifest must look like. Called by `check`.
 
 use super::Digest;
+use crate::guest::GuestName;
 use crate::snapshot::Checksum;
 
 /// A value that is not what it must be: what would have been right.
@@ -26,6 +27,14 @@ pub(super) fn name(value: String) -> Result<String, Want> {
         return Err("a name of 1 to 128 of A-Z a-z 0-9 . _ - % ~ + = : that starts with no dot".into());
     }
     Ok(value)
+}
+
+/// A container's name in the guest.
+pub(super) fn guest_name(value: String) -> Result<String, Want> {
+    match GuestName::parse(&value) {
+        Ok(_) => Ok(value),
+        Err(_) => Err("a guest name: a CRI container name, or another id in its escaped form".into()),
+    }
 }
 
 /// A number in a range.
