@@ -1,6 +1,12 @@
 //! The virtual machine, whatever runs it: one folder for each VMM, and what all of them share. Called by
 //! `sandbox`; knows no container, no snapshot format and no image.
 
+mod console;
+pub mod memory;
+mod probe;
+mod process;
+mod qemu;
+
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +15,36 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+pub use self::probe::Host;
+use self::qemu::{Accelerator, Qemu};
+use crate::config::{self, Config};
 use crate::error::Result;
+use crate::ledger::Ledger;
+
+/// The VMM for this host, as the config wants it. The first pod after a boot of the host waits for the probe of KVM,
+/// at most 20 s, unless the config names the accelerator.
+///
+/// # Errors
+/// `NotFound` without a VMM; else why it does not run.
+pub async fn choose(config: &Config) -> Result<Arc<dyn Vmm>> {
+    let auto = config.accelerator() == config::Accelerator::Auto;
+    let host = Host::examine(config, auto).await?;
+    let accelerator = match config.accelerator() {
+        config::Accelerator::Tcg => Accelerator::Tcg,
+        config::Accelerator::Kvm => Accelerator::Kvm,
+        config::Accelerator::Auto if host.kvm().is_ok() => Accelerator::Kvm,
+        config::Accelerator::Auto => Accelerator::Tcg,
+    };
+    Ok(Arc::new(Qemu { path: config.qemu_path().to_owned(), version: host.version, accelerator }))
+}
+
+/// What this host can run, for a person to read; tries KVM if nobody has since the host booted.
+///
+/// # Errors
+/// As [`choose`].
+pub async fn examine(config: &Config) -> Result<Host> {
+    Host::examine(config, true).await
+}
 
 /// A virtio-fs device, served by a virtiofsd that already listens on `socket`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +153,25 @@ pub trait Vm: Send + Sync + Debug {
 
 /// Makes machines of one VMM; chosen once per shim by the config and the boot probe.
 pub trait Vmm: Send + Sync + Debug {
-    /// A machine that does not run yet.
-    fn machine(&self, machine: Machine) -> Arc<dyn Vm>;
+    /// A machine that does not run yet. What it makes on the host is written into `ledger`.
+    fn machine(&self, machine: Machine, ledger: &Arc<Ledger>) -> Arc<dyn Vm>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Owner, Shim};
+
+    /// A ledger in `dir`/ledger.
+    pub(super) fn ledger(dir: &Path) -> Arc<Ledger> {
+        let owner = Owner {
+            namespace: "test".into(),
+            sandbox: "vm".into(),
+            bundle: PathBuf::new(),
+            containerd_address: PathBuf::new(),
+            ttrpc_address: String::new(),
+            shim: Shim::current().unwrap(),
+        };
+        Arc::new(Ledger::create(&dir.join("ledger"), owner).unwrap())
+    }
 }
