@@ -3,7 +3,14 @@
 pub mod cgroup;
 pub mod container;
 pub mod error;
+pub mod files;
 pub mod init;
+pub mod machine;
+pub mod network;
 pub mod reaper;
+pub mod rpc;
+pub mod sandbox;
 pub mod stdio;
+pub mod storage;
+pub mod streams;
 pub mod transport;

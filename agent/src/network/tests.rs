@@ -1,0 +1,1 @@
+//! Tests of the network in a namespace of their own.
