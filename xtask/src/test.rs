@@ -1,0 +1,139 @@
+//! `cargo xtask test`: checks, unit and shim-level tests, and the end-to-end tests in a test host.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::workspace::{Workspace, step};
+use crate::{check, packages, shell};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Test {
+    /// Run only this part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Runtime handler of the end-to-end tests: microvm, or runc to see whether the tests themselves are right
+    #[arg(long, default_value = "microvm")]
+    handler: String,
+    /// Run only end-to-end tests whose name contains this
+    filter: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Check,
+    Unit,
+    E2e,
+}
+
+/// What test runners counted.
+#[derive(Debug, Default)]
+struct Count {
+    passed: u32,
+    failed: u32,
+}
+
+pub(crate) fn run(workspace: &Workspace, test: &Test) -> Result<ExitCode> {
+    let wanted = |part| test.only.is_none_or(|only| only == part);
+    let mut count = Count::default();
+    let mut broken = Vec::new();
+    if wanted(Part::Check)
+        && test.filter.is_none()
+        && let Err(error) = check::run(workspace)
+    {
+        eprintln!("xtask: {error:#}");
+        broken.push("check");
+    }
+    if wanted(Part::Unit) && test.filter.is_none() {
+        packages::need(packages::BUILD)?;
+        let mut cargo = workspace.cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]);
+        if !counted("Unit and shim-level tests", &mut cargo, &mut count)? {
+            broken.push("unit");
+        }
+    }
+    if wanted(Part::E2e) && !end_to_end(workspace, test, &mut count)? {
+        broken.push("e2e");
+    }
+    // A part that broke without a failing test, a compile error for example, is a failure all the same.
+    let failed = count.failed.max(u32::try_from(broken.len()).unwrap_or(1));
+    let summary = format!("{} passed, {failed} failed", count.passed);
+    std::fs::write(workspace.target.join("test-summary"), format!("{summary}\n"))?;
+    if !broken.is_empty() {
+        println!("failed: {}", broken.join(", "));
+    }
+    println!("{summary}");
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn end_to_end(workspace: &Workspace, test: &Test, count: &mut Count) -> Result<bool> {
+    packages::need(packages::BUILD)?;
+    packages::need(packages::TESTHOST)?;
+    let mut arguments = vec!["--target".into(), workspace.target.clone().into_os_string()];
+    if test.handler != "runc" {
+        arguments.extend(["--installed".into(), shell::installed(workspace)?.into_os_string()]);
+    }
+    arguments.extend(["--handler".into(), test.handler.clone().into()]);
+    arguments.extend(test.filter.iter().map(Into::into));
+    let build = ["test", "--quiet", "--locked", "-p", "tests", "--test", "e2e", "--no-run"];
+    step("Build the end-to-end tests", &mut workspace.cargo(&build))?;
+    let mut cargo = workspace.cargo(&["test", "--quiet", "--locked", "-p", "tests", "--test", "e2e", "--"]);
+    counted("End-to-end tests", cargo.args(arguments), count)
+}
+
+/// Runs a test runner, shows what it prints, and adds up its closing lines. Whether it succeeded.
+fn counted(title: &str, command: &mut Command, count: &mut Count) -> Result<bool> {
+    println!("==> {title}");
+    let begun = Instant::now();
+    let mut runner = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("Could not run {:?}", command.get_program()))?;
+    if let Some(output) = runner.stdout.take() {
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            add(&line, count);
+        }
+    }
+    let status = runner.wait()?;
+    println!("    {title}: {:.1} s", begun.elapsed().as_secs_f32());
+    Ok(status.success())
+}
+
+/// `test result: ok. 3 passed; 0 failed; …`
+fn add(line: &str, count: &mut Count) {
+    let Some(rest) = line.strip_prefix("test result: ") else { return };
+    for part in rest.split([';', '.']) {
+        let mut words = part.split_whitespace();
+        let (Some(number), Some(what)) =
+            (words.next().and_then(|word| word.parse::<u32>().ok()), words.next())
+        else {
+            continue;
+        };
+        match what {
+            "passed" => count.passed += number,
+            "failed" => count.failed += number,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_add_up() {
+        let mut count = Count::default();
+        add(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            &mut count,
+        );
+        add("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured", &mut count);
+        add("test a::b ... ok", &mut count);
+        assert_eq!((count.passed, count.failed), (5, 4));
+    }
+}
