@@ -136,6 +136,16 @@ impl Dir {
         }
     }
 
+    /// Bytes on disk of its files.
+    pub(super) fn disk_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for name in self.names()? {
+            let metadata = self.open_file(&name)?.metadata();
+            bytes += metadata.context(|| format!("Could not look at {name}"))?.blocks() * 512;
+        }
+        Ok(bytes)
+    }
+
     /// Makes the names in it durable.
     pub(super) fn sync(&self) -> Result<()> {
         fsync(self.fd.as_fd())

@@ -12,12 +12,14 @@ pub mod manifest;
 mod open;
 mod ram;
 mod save;
+pub mod store;
 
 pub use checksum::Checksum;
 pub use manifest::{Contents, Manifest};
 pub use open::Snapshot;
 pub use ram::Form;
 pub use save::{FinishedSave, Save};
+pub use store::Store;
 
 /// Name of the manifest in a snapshot's directory.
 pub const MANIFEST: &str = "manifest.json";

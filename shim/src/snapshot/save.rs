@@ -154,7 +154,7 @@ impl Save {
         self.write_file(MANIFEST, &manifest::render(&manifest)?)?;
         self.nothing_else(&manifest)?;
         self.dir.sync()?;
-        let bytes = self.disk_bytes()?;
+        let bytes = self.dir.disk_bytes()?;
         Ok(FinishedSave { manifest, bytes })
     }
 
@@ -204,16 +204,6 @@ impl Save {
             None => Ok(()),
             Some(name) => Err(self.dir.invalid(&format!("has {name:?}, which nobody knows"))),
         }
-    }
-
-    fn disk_bytes(&self) -> Result<u64> {
-        use std::os::unix::fs::MetadataExt;
-        let mut bytes = 0;
-        for name in self.dir.names()? {
-            let metadata = self.dir.open_file(&name)?.metadata();
-            bytes += metadata.context(|| format!("Could not look at {name}"))?.blocks() * 512;
-        }
-        Ok(bytes)
     }
 
     fn undo(&self) -> Vec<Error> {

@@ -5,4 +5,5 @@
 mod faults;
 mod hostile;
 mod roundtrip;
+mod store;
 mod support;
