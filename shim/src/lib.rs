@@ -12,6 +12,7 @@ pub mod guest;
 pub mod images;
 pub mod ledger;
 pub mod network;
+pub mod share;
 pub mod snapshot;
 pub mod stub;
 pub mod task;

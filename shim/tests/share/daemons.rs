@@ -1,0 +1,125 @@
+//! Both daemons as real processes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use shim::Config;
+use shim::config::Source;
+use shim::ledger::Resource;
+use shim::share::{Image, Volume};
+
+use crate::place::{Place, bind, children, is_read_only, web};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn config(text: &str) -> Config {
+    Config::load(&Source::Body(text.into()), []).unwrap()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+/// The process that serves, behind each one that waits for it.
+fn servers(place: &Place) -> Vec<u32> {
+    let waiters = place.ledger.resources().into_iter().filter_map(|resource| match resource {
+        Resource::Process { pid, .. } => Some(pid),
+        _ => None,
+    });
+    waiters.flat_map(children).collect()
+}
+
+fn root(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/root").into()
+}
+
+fn status(pid: u32, key: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned()
+}
+
+pub(crate) fn daemon_sees_what_is_added_later() {
+    let place = Place::new();
+    let layer = place.tree("layer", &[("bin/sh", "#")]);
+    let data = place.tree("data", &[("a", "1")]);
+    block_on(async {
+        place.share.start(&config(""), &[]).await.unwrap();
+        let servers = servers(&place);
+        let [images, volumes] = servers.as_slice() else { panic!("{servers:?}") };
+        for (pid, capabilities) in [(images, "0000000000000004"), (volumes, "00000000880000df")] {
+            assert_eq!(status(*pid, "Seccomp:"), "2");
+            assert_eq!(status(*pid, "CapEff:"), capabilities);
+            assert_eq!(status(*pid, "CapBnd:"), "0000000000000000");
+        }
+
+        place.share.add_image(&web(), 1, Image::Mounts(&[bind(&layer)])).unwrap();
+        let volume = |read_only| Volume { source: &data, read_only, follow_mounts: false };
+        place.share.add_volume(&web(), 1, 0, volume(false)).unwrap();
+        place.share.add_volume(&web(), 1, 1, volume(true)).unwrap();
+        let image = root(*images).join("web@1/rootfs");
+        assert_eq!(fs::read_to_string(image.join("bin/sh")).unwrap(), "#");
+        assert!(is_read_only(&image) && is_read_only(&root(*images)));
+        let shown = root(*volumes).join("web@1");
+        fs::write(shown.join("0/b"), "2").unwrap();
+        assert_eq!(fs::read_to_string(data.join("b")).unwrap(), "2");
+        assert!(is_read_only(&shown.join("1")) && is_read_only(&shown) && is_read_only(&root(*volumes)));
+        // Neither daemon can name anything else of the host.
+        assert!(!root(*images).join("etc").exists() && !root(*volumes).join("web@1/rootfs").exists());
+
+        place.share.remove(&web(), 1).unwrap();
+        assert!(!image.exists() && !shown.exists());
+        for device in place.share.devices() {
+            assert!(device.socket.exists(), "{device:?}");
+        }
+        place.share.stop().await.unwrap();
+        assert!(servers.iter().all(|pid| !Path::new(&format!("/proc/{pid}/stat")).exists()));
+    });
+    place.end();
+}
+
+pub(crate) fn death_is_told() {
+    let place = Place::new();
+    block_on(async {
+        let mut death = place.share.death();
+        place.share.start(&config(""), &[]).await.unwrap();
+        assert_eq!(*death.borrow(), None);
+        let server = *servers(&place).last().unwrap();
+        kill(Pid::from_raw(server.try_into().unwrap()), Signal::SIGTERM).unwrap();
+        let told =
+            tokio::time::timeout(DEADLINE, death.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
+        assert_eq!(told.unwrap(), "the virtiofsd of volumes has ended (exit status: 1)");
+        place.share.stop().await.unwrap();
+        assert!(death.borrow().as_ref().unwrap().contains("volumes"), "the first cause stays");
+    });
+    place.end();
+}
+
+pub(crate) fn failed_start_says_why() {
+    let place = Place::new();
+    let program = place.dir.path().join("virtiofsd");
+    fs::write(&program, "#!/bin/sh\necho \"no fuse\x1b today\" >&2\nexit 3\n").unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    block_on(async {
+        let own = config(&format!("virtiofsd_path = {:?}", program.to_str().unwrap()));
+        let error = place.share.start(&own, &[]).await.unwrap_err().chain();
+        let want = "Could not start the virtiofsd of kataShared: the virtiofsd of kataShared has ended \
+                    (exit status: 3): no fuse\\u{1b} today";
+        assert_eq!(error, want);
+        let error = place.share.start(&config("virtiofsd_path = \"/none\""), &[]).await.unwrap_err().chain();
+        assert!(error.contains("No such file"), "{error}");
+        // A cgroup that is not there.
+        let procs = [PathBuf::from("/none/cgroup.procs")];
+        assert!(place.share.start(&config(""), &procs).await.is_err());
+        place.share.start(&config(""), &[]).await.unwrap();
+        place.share.stop().await.unwrap();
+    });
+    place.end();
+}
