@@ -37,9 +37,9 @@ fn idle(name: &str) -> Container {
 }
 
 /// Runs a pod for the test and removes it again, whatever the test says.
-fn with_pod(bench: &Bench, pod: Pod, test: impl FnOnce(&Pod, &str) -> Result<()>) -> Result<()> {
-    let id = bench.cri.run_pod(&pod, &bench.handler)?;
-    let result = test(&pod, &id);
+fn with_pod(bench: &Bench, pod: &Pod, test: impl FnOnce(&Pod, &str) -> Result<()>) -> Result<()> {
+    let id = bench.cri.run_pod(pod, &bench.handler)?;
+    let result = test(pod, &id);
     let removed = bench.cri.remove_pod(&id);
     result?;
     removed
@@ -79,7 +79,7 @@ fn a_pod_lives_and_ends(bench: &Bench) -> Result<()> {
 }
 
 fn two_containers_share_a_pod(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("two", "u2"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("two", "u2"), |pod, pod_id| {
         let cri = &bench.cri;
         let counter = cri.run(pod_id, pod, &Container::new("counter", "localhost/counter:1"))?;
         let web = cri.run(pod_id, pod, &Container::new("web", "localhost/web:1"))?;
@@ -99,7 +99,7 @@ fn two_containers_share_a_pod(bench: &Bench) -> Result<()> {
 }
 
 fn exec_gives_output_and_exit_code(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("exec", "u3"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("exec", "u3"), |pod, pod_id| {
         let id = bench.cri.run(pod_id, pod, &idle("one"))?;
         let output = bench.cri.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 5"])?;
         ensure!(
@@ -116,7 +116,7 @@ fn exec_gives_output_and_exit_code(bench: &Bench) -> Result<()> {
 }
 
 fn exec_ends_at_its_limit(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("limit", "u4"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("limit", "u4"), |pod, pod_id| {
         let id = bench.cri.run(pod_id, pod, &idle("one"))?;
         let begun = Instant::now();
         let result = bench.cri.exec_within(&id, &["sleep", "100"], Duration::from_secs(1));
@@ -129,7 +129,7 @@ fn exec_ends_at_its_limit(bench: &Bench) -> Result<()> {
 }
 
 fn logs_keep_streams_and_lines_apart(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("logs", "u5"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("logs", "u5"), |pod, pod_id| {
         let script = "echo one; echo two >&2; i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; printf tail";
         let container = Container::new("writer", BUSYBOX).command(&["sh", "-c", script]);
         let id = bench.cri.run(pod_id, pod, &container)?;
@@ -161,7 +161,7 @@ fn logs_keep_streams_and_lines_apart(bench: &Bench) -> Result<()> {
 }
 
 fn a_container_is_restarted_in_its_pod(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("restart", "u6"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("restart", "u6"), |pod, pod_id| {
         let mut container = idle("again");
         for attempt in 0..3 {
             container.attempt = attempt;
@@ -179,7 +179,7 @@ fn a_container_is_restarted_in_its_pod(bench: &Bench) -> Result<()> {
 }
 
 fn stop_is_gentle_first(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("stop", "u7"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("stop", "u7"), |pod, pod_id| {
         let stubborn = Container::new("stubborn", BUSYBOX).command(&[
             "sh",
             "-c",
@@ -197,7 +197,7 @@ fn stop_is_gentle_first(bench: &Bench) -> Result<()> {
 }
 
 fn stats_are_those_of_the_container(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("stats", "u8"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("stats", "u8"), |pod, pod_id| {
         let busy = Container::new("busy", BUSYBOX).command(&["sh", "-c", "while true; do :; done"]);
         let id = bench.cri.run(pod_id, pod, &busy)?;
         let used = || -> Result<u64> {
@@ -223,7 +223,7 @@ fn volumes_come_from_the_host(bench: &Bench) -> Result<()> {
     let folder = PathBuf::from("/tmp/e2e-volume");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("given"), "one")?;
-    let result = with_pod(bench, Pod::new("volumes", "u9"), |pod, pod_id| {
+    let result = with_pod(bench, &Pod::new("volumes", "u9"), |pod, pod_id| {
         let mut container = idle("one");
         container.mounts = vec![
             (folder.clone(), "/rw".into(), false),
@@ -248,7 +248,7 @@ fn volumes_come_from_the_host(bench: &Bench) -> Result<()> {
 }
 
 fn limits_are_updated(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("update", "u10"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("update", "u10"), |pod, pod_id| {
         let mut container = idle("one");
         container.resources =
             Some(v1::LinuxContainerResources { memory_limit_in_bytes: 256 << 20, ..Default::default() });
@@ -272,7 +272,7 @@ fn the_pod_has_its_hostname_and_dns(bench: &Bench) -> Result<()> {
     let mut pod = Pod::new("names", "u11");
     pod.hostname = Some("my-host".into());
     pod.dns_servers = vec!["192.0.2.99".into()];
-    with_pod(bench, pod, |pod, pod_id| {
+    with_pod(bench, &pod, |pod, pod_id| {
         let id = bench.cri.run(pod_id, pod, &idle("one"))?;
         ensure!(bench.cri.read(&id, &["hostname"])? == "my-host\n");
         let resolv = bench.cri.read(&id, &["cat", "/etc/resolv.conf"])?;
@@ -285,7 +285,7 @@ fn the_pod_has_its_hostname_and_dns(bench: &Bench) -> Result<()> {
 }
 
 fn an_image_that_is_missing_is_named(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("missing", "u12"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("missing", "u12"), |pod, pod_id| {
         let error = match bench.cri.create(pod_id, pod, &Container::new("one", "localhost/none:1")) {
             Ok(_) => bail!("A container was made from nothing"),
             Err(error) => format!("{error:#}"),
@@ -296,7 +296,7 @@ fn an_image_that_is_missing_is_named(bench: &Bench) -> Result<()> {
 }
 
 fn root_may_be_read_only(bench: &Bench) -> Result<()> {
-    with_pod(bench, Pod::new("read-only", "u13"), |pod, pod_id| {
+    with_pod(bench, &Pod::new("read-only", "u13"), |pod, pod_id| {
         let mut container = idle("one");
         container.read_only_root = true;
         let id = bench.cri.run(pod_id, pod, &container)?;

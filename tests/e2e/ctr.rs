@@ -1,7 +1,7 @@
 //! Plain containers by `ctr`: every flag and sub-command that the project promises, each a test.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ fn run(bench: &Bench, flags: &[&str], id: &str, command: &[&str]) -> Result<Ende
 fn run_image(bench: &Bench, flags: &[&str], image: &str, id: &str, command: &[&str]) -> Result<Ended> {
     let mut ctr = Command::new("ctr");
     ctr.args(["run", "--runtime", bench.runtime()]).args(flags).args([image, id]).args(command);
-    end(&mut ctr, None)
+    end(&mut ctr)
 }
 
 /// `ctr tasks …`
@@ -67,27 +67,39 @@ fn task(arguments: &[&str]) -> Result<String> {
     programs::output(Command::new("ctr").arg("tasks").args(arguments))
 }
 
-fn end(command: &mut Command, stdin: Option<&str>) -> Result<Ended> {
-    let mut process = command
-        .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("Could not run {command:?}"))?;
-    // Written beside the reading: a program that answers as it reads would block both.
-    let writer = process
-        .stdin
-        .take()
-        .zip(stdin.map(str::to_owned))
-        .map(|(mut pipe, text)| std::thread::spawn(move || pipe.write_all(text.as_bytes())));
-    let output = process.wait_with_output()?;
-    // What the program did not read is its own affair: its output and exit code are what a test looks at.
-    let _ = writer.map(std::thread::JoinHandle::join);
+fn end(command: &mut Command) -> Result<Ended> {
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("Could not run {command:?}"))?;
     Ok(Ended {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         code: output.status.code().unwrap_or(-1),
     })
+}
+
+/// Runs a command whose program prints `ready` first, and only then gives it its standard input: ctr forgets to pass on
+/// an end of input that comes while it still creates the task. What was printed after `ready`, and the exit code.
+fn fed(command: &mut Command, input: &str) -> Result<(String, i32)> {
+    let mut process = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("Could not run {command:?}"))?;
+    let (Some(mut pipe), Some(stdout)) = (process.stdin.take(), process.stdout.take()) else {
+        bail!("The process has no pipes");
+    };
+    let mut stdout = BufReader::new(stdout);
+    let mut first = String::new();
+    stdout.read_line(&mut first)?;
+    ensure!(first == "ready\n", "It did not begin: {first:?}");
+    // Written beside the reading: a program that answers as it reads would block both.
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || pipe.write_all(input.as_bytes()));
+    let mut text = String::new();
+    stdout.read_to_string(&mut text)?;
+    let status = process.wait()?;
+    ensure!(matches!(writer.join(), Ok(Ok(()))), "Not all of the input was taken");
+    Ok((text, status.code().unwrap_or(-1)))
 }
 
 /// `ctr run --rm`, which must succeed; what it printed.
@@ -178,15 +190,20 @@ fn run_with_terminal(bench: &Bench) -> Result<()> {
 fn run_with_stdin(bench: &Bench) -> Result<()> {
     let text = "one\ntwo\n".repeat(20_000);
     let mut ctr = Command::new("ctr");
-    ctr.args(["run", "--rm", "--runtime", bench.runtime(), BUSYBOX, "c", "sh", "-c", "cat; echo end"]);
-    let ended = end(&mut ctr, Some(&text))?;
-    ensure!(ended.code == 0, "{}", ended.stderr);
-    ensure!(
-        ended.stdout == format!("{text}end\n"),
-        "{} of {} bytes came back",
-        ended.stdout.len(),
-        text.len() + 4
-    );
+    ctr.args([
+        "run",
+        "--rm",
+        "--runtime",
+        bench.runtime(),
+        BUSYBOX,
+        "c",
+        "sh",
+        "-c",
+        "echo ready; cat; echo end",
+    ]);
+    let (back, code) = fed(&mut ctr, &text)?;
+    ensure!(code == 0, "It ended with {code}");
+    ensure!(back == format!("{text}end\n"), "{} of {} bytes came back", back.len(), text.len() + 4);
     Ok(())
 }
 
@@ -327,12 +344,12 @@ fn task_exec(bench: &Bench) -> Result<()> {
     ensure!(text == "/etc\ninherited\n", "{text:?}");
     let mut failing = Command::new("ctr");
     failing.args(["tasks", "exec", "--exec-id", "b", "c", "sh", "-c", "echo err >&2; exit 9"]);
-    let ended = end(&mut failing, None)?;
+    let ended = end(&mut failing)?;
     ensure!(ended.code == 9 && ended.stderr == "err\n", "{ended:?}");
     let mut reading = Command::new("ctr");
-    reading.args(["tasks", "exec", "--exec-id", "d", "c", "cat"]);
-    let ended = end(&mut reading, Some("through stdin"))?;
-    ensure!(ended.stdout == "through stdin", "{ended:?}");
+    reading.args(["tasks", "exec", "--exec-id", "d", "c", "sh", "-c", "echo ready; cat"]);
+    let (back, code) = fed(&mut reading, "through stdin")?;
+    ensure!(back == "through stdin" && code == 0, "{back:?}, {code}");
     remove()
 }
 
@@ -341,20 +358,20 @@ fn task_exec_of_a_missing_program(bench: &Bench) -> Result<()> {
     let mut ctr = Command::new("ctr");
     ctr.args(["tasks", "exec", "--exec-id", "a", "c", "/no/such/program"]);
     let begun = Instant::now();
-    let ended = end(&mut ctr, None)?;
+    let ended = end(&mut ctr)?;
     ensure!(ended.code != 0 && ended.stderr.contains("/no/such/program"), "{ended:?}");
     ensure!(begun.elapsed() < Duration::from_secs(5), "The error took {:?}", begun.elapsed());
     remove()
 }
 
 fn task_attach(bench: &Bench) -> Result<()> {
-    let script = "while read -r line; do echo \"got $line\"; [ \"$line\" = end ] && exit 3; done";
+    let script = "echo ready; while read -r line; do echo \"got $line\"; [ \"$line\" = end ] && exit 3; done";
     let ended = run(bench, &["--detach"], "c", &["sh", "-c", script])?;
     ensure!(ended.code == 0, "{ended:?}");
     let mut attach = Command::new("ctr");
     attach.args(["tasks", "attach", "c"]);
-    let ended = end(&mut attach, Some("one\nend\n"))?;
-    ensure!(ended.stdout == "got one\ngot end\n" && ended.code == 3, "{ended:?}");
+    let (back, code) = fed(&mut attach, "one\nend\n")?;
+    ensure!(back == "got one\ngot end\n" && code == 3, "{back:?}, {code}");
     programs::run(Command::new("ctr").args(["containers", "delete", "c"]))
 }
 
@@ -363,7 +380,7 @@ fn task_kill(bench: &Bench) -> Result<()> {
     task(&["kill", "c"])?;
     wait_for("the task to end by SIGTERM", || Ok(status()?.as_deref() == Some("STOPPED")))?;
     let mut delete = Command::new("ctr");
-    let ended = end(delete.args(["tasks", "delete", "c"]), None)?;
+    let ended = end(delete.args(["tasks", "delete", "c"]))?;
     ensure!(ended.code == 0, "The trap said exit 0: {ended:?}");
     programs::run(Command::new("ctr").args(["containers", "delete", "c"]))
 }

@@ -76,10 +76,10 @@ fn end_to_end(workspace: &Workspace, test: &Test, count: &mut Count) -> Result<b
     }
     arguments.extend(["--handler".into(), test.handler.clone().into()]);
     arguments.extend(test.filter.iter().map(Into::into));
-    let build = ["test", "--quiet", "--locked", "-p", "tests", "--test", "e2e", "--no-run"];
+    let build = ["build", "--quiet", "--locked", "-p", "tests", "--bin", "e2e"];
     step("Build the end-to-end tests", &mut workspace.cargo(&build))?;
-    let mut cargo = workspace.cargo(&["test", "--quiet", "--locked", "-p", "tests", "--test", "e2e", "--"]);
-    counted("End-to-end tests", cargo.args(arguments), count)
+    let mut runner = Command::new(workspace.target.join("debug/e2e"));
+    counted("End-to-end tests", runner.args(arguments), count)
 }
 
 /// Runs a test runner, shows what it prints, and adds up its closing lines. Whether it succeeded.
