@@ -9,19 +9,25 @@ use crate::error::{Error, Kind, Result};
 
 /// Longest container name of Kubernetes (a DNS label, RFC 1123).
 const MOST_LABEL: usize = 63;
-/// Longest id of containerd.
-const MOST_ID: usize = 76;
+/// Most bytes of a name. The agent takes ids of 200; an escaped id of containerd (76 characters at most, half of them
+/// separators) has 152.
+const MOST: usize = 160;
 /// Starts an escaped id. CRI names have no `.`.
 const ESCAPED: &str = "x.";
 /// Starts the digest of an id that is longer than containerd's ids ever are.
 const HASHED: &str = "h.";
+/// Starts a CRI name that the agent needs for directories of its own.
+const MOVED: &str = "c.";
+/// Those names.
+const RESERVED: &[&str] = &["sandbox", "shared"];
 /// Ends a workload's id. No guest name has a `_`, so no carrier's id ends so.
 const WORKLOAD: &str = "_ovl";
 
-/// Name of a container inside the VM, frozen in snapshots: a CRI container name as it is, or any other id escaped.
+/// Name of a container inside the VM, frozen in snapshots: a CRI container name as it is (but for the two that name
+/// directories of the agent), or any other id escaped.
 ///
 /// The two kinds never meet, different ids have different names, and a name has letters, digits, `-` and `.` only
-/// and at most 230 bytes, so that it is one component of a path.
+/// and at most 160 bytes, so that it is one component of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GuestName(String);
 
@@ -31,6 +37,9 @@ impl GuestName {
     /// # Errors
     /// `InvalidArgument` for a name that is no DNS label.
     pub fn from_cri(name: &str) -> Result<Self> {
+        if RESERVED.contains(&name) {
+            return Ok(Self(format!("{MOVED}{name}")));
+        }
         if is_label(name) {
             return Ok(Self(name.into()));
         }
@@ -44,17 +53,18 @@ impl GuestName {
     /// The name of a container that only has an id.
     #[must_use]
     pub fn from_id(id: &str) -> Self {
-        if id.len() > MOST_ID {
-            let digest = Sha256::digest(id.as_bytes());
-            return Self(digest.iter().fold(HASHED.into(), |name, byte| hex(name, "", *byte)));
-        }
-        Self(id.bytes().fold(ESCAPED.into(), |mut name, byte| match byte {
+        let escaped = id.bytes().fold(String::from(ESCAPED), |mut name, byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => {
                 name.push(char::from(byte));
                 name
             }
             other => hex(name, ".", other),
-        }))
+        });
+        if escaped.len() <= MOST {
+            return Self(escaped);
+        }
+        let digest = Sha256::digest(id.as_bytes());
+        Self(digest.iter().fold(HASHED.into(), |name, byte| hex(name, "", *byte)))
     }
 
     /// Reads a name back that one of the above has made, as from a snapshot, which may be forged.
@@ -67,7 +77,10 @@ impl GuestName {
             (_, Some(body)) => {
                 body.len() == 64 && body.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
             }
-            _ => is_label(name),
+            _ => match name.strip_prefix(MOVED) {
+                Some(moved) => RESERVED.contains(&moved),
+                None => is_label(name) && !RESERVED.contains(&name),
+            },
         };
         if made {
             return Ok(Self(name.into()));
@@ -136,10 +149,11 @@ mod tests {
     #[test]
     fn cri_names_stay_and_other_ids_are_escaped() {
         assert_eq!(GuestName::from_cri("web").unwrap().workload_id(), "web_ovl");
+        assert_eq!(GuestName::from_cri("shared").unwrap().carrier_id(), "c.shared");
         assert_eq!(GuestName::from_id("web").carrier_id(), "x.web");
         assert_eq!(GuestName::from_id("web_ovl").carrier_id(), "x.web.5fovl");
         assert_eq!(GuestName::from_id("../a").as_str(), "x..2e.2e.2fa");
-        assert_eq!(GuestName::from_id(&"é".repeat(60)).as_str().len(), 66);
+        assert_eq!(GuestName::from_id(&"é".repeat(38)).as_str().len(), 66);
     }
 
     #[test]
@@ -153,7 +167,7 @@ mod tests {
     fn forged_names_are_refused() {
         for bad in [
             "", "..", ".", "x.a/b", "x._", "x.a.2", "x.a.zz", "x..61", "x.A.5F", "x.\0", "h.12", "a_ovl",
-            "h.../",
+            "h.../", "shared", "c.web",
         ] {
             assert!(GuestName::parse(bad).is_err(), "{bad}");
         }
@@ -162,9 +176,9 @@ mod tests {
     /// Names as CRI makes them, ids as containerd takes them, and anything.
     fn any_name() -> impl Strategy<Value = (bool, String)> {
         prop_oneof![
-            "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?".prop_map(|name| (true, name)),
+            "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?|shared|sandbox".prop_map(|name| (true, name)),
             "[A-Za-z0-9]{1,8}([._-][A-Za-z0-9]{1,4}){0,9}".prop_map(|id| (false, id)),
-            "x\\.[a-f0-9.]{0,8}|[a-z]{1,4}_ovl|h\\.[0-9a-f]{64}".prop_map(|id| (false, id)),
+            "[xc]\\.([a-f0-9.]{0,8}|shared)|[a-z]{1,4}_ovl|h\\.[0-9a-f]{64}".prop_map(|id| (false, id)),
             ".{0,100}".prop_map(|id| (false, id)),
         ]
     }
@@ -175,7 +189,8 @@ mod tests {
             let mut ids = HashMap::new();
             for (cri, source) in all {
                 let name = if cri { GuestName::from_cri(&source).unwrap() } else { GuestName::from_id(&source) };
-                prop_assert!(name.as_str().len() <= 230);
+                prop_assert!(name.as_str().len() <= MOST);
+                prop_assert!(!RESERVED.contains(&name.as_str()));
                 prop_assert!(name.as_str().bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'.'));
                 prop_assert!(!matches!(name.as_str(), "." | ".."));
                 prop_assert_eq!(&GuestName::parse(name.as_str()).unwrap(), &name);
@@ -191,7 +206,7 @@ mod tests {
         fn parse_takes_only_what_was_made(text in "(x|h)\\.[A-Za-z0-9.-]{0,40}|.{0,40}") {
             if let Ok(name) = GuestName::parse(&text) {
                 let made = name.as_str().strip_prefix("x.").and_then(unescape);
-                prop_assert!(is_label(&text) || text.starts_with("h.") || made.is_some_and(|id| GuestName::from_id(&id) == name));
+                prop_assert!(is_label(&text) || text.starts_with("h.") || text.starts_with("c.") || made.is_some_and(|id| GuestName::from_id(&id) == name));
             }
         }
     }
