@@ -3,7 +3,9 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "build")]
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -44,6 +46,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Makes a directory and those above it.
+#[cfg(feature = "build")]
 pub(crate) fn make_directory(path: &Path) -> Result<PathBuf> {
     fs::create_dir_all(path).with_context(|| format!("Could not make the directory {}", path.display()))?;
     Ok(path.to_owned())

@@ -7,5 +7,6 @@ pub mod assets;
 mod fsx;
 #[cfg(feature = "build")]
 pub mod guest;
+pub mod installer;
 
 pub use arch::Architecture;

@@ -1,5 +1,6 @@
 //! Builds the guest from the real Debian package, which the cache in `target/` keeps, and looks at what came out.
 #![cfg(feature = "build")]
+#![expect(clippy::unwrap_used, reason = "it is a test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
