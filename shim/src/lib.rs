@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod network;
 pub mod share;
 pub mod snapshot;
+pub mod stdio;
 pub mod stub;
 pub mod task;
 pub mod vm;
