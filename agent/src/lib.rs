@@ -14,3 +14,6 @@ pub mod stdio;
 pub mod storage;
 pub mod streams;
 pub mod transport;
+
+#[cfg(test)]
+mod testing;

@@ -85,4 +85,86 @@ fn own(request: &CopyFileRequest, parent: &OwnedFd, name: &OsStr) -> nix::Result
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::storage::ROOT;
+    use crate::testing::isolated;
+
+    fn piece(path: &str, data: &[u8], (offset, size): (i64, i64)) -> CopyFileRequest {
+        CopyFileRequest {
+            path: format!("{ROOT}/{path}"),
+            data: data.into(),
+            offset,
+            file_size: size,
+            file_mode: 0o100_640,
+            dir_mode: 0o750,
+            uid: 7,
+            gid: 8,
+            ..Default::default()
+        }
+    }
+
+    fn at(path: &str) -> PathBuf {
+        PathBuf::from(ROOT).join(path)
+    }
+
+    #[test]
+    fn a_file_appears_when_its_last_piece_has_come() {
+        isolated(|| async {
+            copy(&piece("a/b/file", b"first ", (0, 12))).unwrap();
+            assert!(!at("a/b/file").exists());
+            copy(&piece("a/b/file", b"second", (6, 12))).unwrap();
+            assert_eq!(fs::read_to_string(at("a/b/file")).unwrap(), "first second");
+            let (file, directory) = (fs::metadata(at("a/b/file")).unwrap(), fs::metadata(at("a/b")).unwrap());
+            assert_eq!((file.mode() & 0o7777, file.uid(), file.gid()), (0o640, 7, 8));
+            assert_eq!(directory.mode() & 0o7777, 0o750);
+            copy(&piece("a/b/file", b"", (0, 0))).unwrap();
+            assert_eq!(fs::read_to_string(at("a/b/file")).unwrap(), "");
+            assert_eq!(fs::read_dir(at("a/b")).unwrap().count(), 1);
+        });
+    }
+
+    #[test]
+    fn directories_and_symlinks_are_made_by_their_mode() {
+        isolated(|| async {
+            copy(&CopyFileRequest { file_mode: 0o40_700, ..piece("dir", b"", (0, 0)) }).unwrap();
+            assert_eq!(fs::metadata(at("dir")).unwrap().mode() & 0o7777, 0o700);
+            for target in ["../one", "../two"] {
+                let link =
+                    CopyFileRequest { file_mode: 0o120_777, ..piece("dir/link", target.as_bytes(), (0, 0)) };
+                copy(&link).unwrap();
+                assert_eq!(fs::read_link(at("dir/link")).unwrap(), PathBuf::from(target));
+            }
+            let device = CopyFileRequest { file_mode: 0o20_666, ..piece("dir/null", b"", (0, 0)) };
+            assert_eq!(copy(&device).unwrap_err().kind(), Kind::InvalidArgument);
+        });
+    }
+
+    #[test]
+    fn nothing_is_written_elsewhere() {
+        isolated(|| async {
+            fs::create_dir_all("/run/outside").unwrap();
+            fs::write("/run/outside/file", "kept").unwrap();
+            fs::create_dir_all(ROOT).unwrap();
+            symlink("/run/outside", at("link")).unwrap();
+            symlink("/run/outside/file", at("file.tmp")).unwrap();
+            for request in [
+                piece("link/file", b"x", (0, 1)),
+                CopyFileRequest { path: "/run/outside/file".into(), ..piece("", b"x", (0, 1)) },
+                CopyFileRequest { path: format!("{ROOT}/../outside/file"), ..piece("", b"x", (0, 1)) },
+            ] {
+                assert_eq!(copy(&request).unwrap_err().kind(), Kind::InvalidArgument, "{request:?}");
+            }
+            copy(&piece("file", b"x", (0, 1))).unwrap_err();
+            for sizes in [(0, 0), (-1, 1), (0, -1), (i64::MAX, i64::MAX)] {
+                assert_eq!(copy(&piece("sizes", b"x", sizes)).unwrap_err().kind(), Kind::InvalidArgument);
+            }
+            assert_eq!(fs::read_to_string("/run/outside/file").unwrap(), "kept");
+            assert_eq!(fs::read_dir("/run/outside").unwrap().count(), 1);
+        });
+    }
+}

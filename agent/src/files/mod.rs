@@ -60,3 +60,44 @@ pub fn volume_stats(path: &str) -> Result<VolumeStatsResponse> {
     let inodes = usage(INODES, stat.files(), stat.files_free(), stat.files_available());
     Ok(VolumeStatsResponse { usage: vec![bytes, inodes], ..Default::default() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::storage::ROOT;
+    use crate::testing::isolated;
+
+    #[test]
+    fn the_end_of_a_file_is_read_and_nothing_that_could_block() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("message"), "0123456789").unwrap();
+        assert_eq!(read_tail(&at("message"), 4).unwrap(), "6789");
+        assert_eq!(read_tail(&at("message"), 400).unwrap(), "0123456789");
+        assert_eq!(read_tail(&at("absent"), 4).unwrap_err().kind(), Kind::NotFound);
+        std::os::unix::fs::symlink("/etc/passwd", at("link")).unwrap();
+        assert_eq!(read_tail(&at("link"), 4).unwrap_err().kind(), Kind::InvalidArgument);
+        nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert_eq!(read_tail(&at("fifo"), 4).unwrap_err().kind(), Kind::InvalidArgument);
+    }
+
+    #[test]
+    fn a_volumes_numbers_are_its_file_systems() {
+        isolated(|| async {
+            let volume = PathBuf::from(ROOT).join("volume");
+            std::fs::create_dir_all(&volume).unwrap();
+            let none = None::<&str>;
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(none, &volume, Some("tmpfs"), flags, Some("size=1048576,nr_inodes=100"))
+                .unwrap();
+            std::fs::write(volume.join("file"), vec![1; 8192]).unwrap();
+            let stats = volume_stats(&volume.to_string_lossy()).unwrap();
+            let [bytes, inodes] = stats.usage.as_slice() else { panic!("{stats:?}") };
+            assert_eq!((bytes.unit, bytes.total, bytes.used), (BYTES, 1 << 20, 8192));
+            assert_eq!((inodes.unit, inodes.total, inodes.used), (INODES, 100, 2));
+            assert_eq!(volume_stats("/etc").unwrap_err().kind(), Kind::InvalidArgument);
+        });
+    }
+}

@@ -31,7 +31,10 @@ pub(super) fn start(level: LevelFilter) -> Result<()> {
 impl Log for Console {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Netlink and ttrpc log each message; only their troubles are of interest here.
-        metadata.target().starts_with("agent") || metadata.level() <= LevelFilter::Warn
+        let target = metadata.target();
+        target.starts_with("agent")
+            || target.starts_with("microvm_agent")
+            || metadata.level() <= LevelFilter::Warn
     }
 
     fn log(&self, record: &Record<'_>) {

@@ -30,7 +30,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Makes them. Blocks shortly; the reaper gets the init process of a pid namespace.
+    /// Makes them. Blocks shortly; the reaper gets the init process of a pid namespace, run from the file `agent`.
     ///
     /// # Errors
     /// `InvalidArgument` for a hostname the kernel refuses, else the step that failed; nothing is left of it.
@@ -100,7 +100,7 @@ fn file(kind: &str) -> PathBuf {
 
 fn in_new_namespaces(hostname: &str, with_pids: bool, reaper: &Arc<Reaper>) -> Result<Option<Child>> {
     unshare(CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS).context(|| "Could not make namespaces")?;
-    name_host(if hostname.is_empty() { "localhost" } else { hostname })?;
+    name_host(hostname)?;
     keep("ipc", "/proc/thread-self/ns/ipc")?;
     keep("uts", "/proc/thread-self/ns/uts")?;
     if !with_pids {
@@ -118,6 +118,7 @@ fn in_new_namespaces(hostname: &str, with_pids: bool, reaper: &Arc<Reaper>) -> R
 }
 
 fn name_host(name: &str) -> Result<()> {
+    let name = if name.is_empty() { "localhost" } else { name };
     sethostname(name).map_err(|error| {
         Error::caused(Kind::InvalidArgument, format!("Could not set hostname {name:?}"), error)
     })

@@ -50,6 +50,8 @@ enum Step {
     Unmount(PathBuf),
     /// Remove a directory that is empty but for what was mounted there.
     RemoveDirectory(PathBuf),
+    /// Remove a file that was made to be mounted on.
+    RemoveFile(PathBuf),
     /// Remove a directory with all that containers have left in it.
     RemoveTree(PathBuf),
 }
@@ -196,6 +198,7 @@ impl Step {
         match self {
             Self::Unmount(at) => unmount(at),
             Self::RemoveDirectory(at) => gone(std::fs::remove_dir(at), at),
+            Self::RemoveFile(at) => gone(std::fs::remove_file(at), at),
             Self::RemoveTree(at) => gone(std::fs::remove_dir_all(at), at),
         }
     }

@@ -98,7 +98,7 @@ fn prepare_file(at: &Path, undo: &mut Undo) -> Result<OwnedFd> {
     if file.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
         let text = || format!("Could not make {}", at.display());
         std::fs::File::create_new(at).context(text)?;
-        undo.push(Step::RemoveTree(at.to_owned()));
+        undo.push(Step::RemoveFile(at.to_owned()));
         return path::open(at, OFlag::O_PATH | OFlag::O_NOFOLLOW);
     }
     file

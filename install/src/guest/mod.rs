@@ -19,9 +19,10 @@ use crate::fsx;
 pub use package::Policy;
 
 /// Modules that every guest loads at boot; what they need comes along. What the kernel has built in (virtio-pci,
-/// virtio-console, virtio-fs, fuse, af_packet) is not named.
+/// virtio-console, virtio-fs, fuse, af_packet) is not named. The agent needs tcp_diag to end connections that a
+/// restored guest still has with its old peers.
 const MODULES: &[&str] =
-    &["overlay", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng"];
+    &["overlay", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng", "tcp_diag"];
 
 /// File name of the initramfs.
 const INITRAMFS: &str = "initramfs.cpio";
