@@ -1,7 +1,7 @@
 //! PID 1 of the guest. Its first argument makes the same binary one of the agent's helper processes.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ fn serve(params: &Params) -> Result<()> {
         dns::link()?;
         let reaper = Reaper::start()?;
         let containers =
-            Runtime::new(reaper.clone(), PathBuf::from(CGROUPS), PathBuf::from("/proc/self/exe"))?;
+            Runtime::new(reaper.clone(), Path::new(CGROUPS), PathBuf::from("/proc/self/exe"))?;
         let sandbox = Sandbox::new(containers, reaper);
         let parts = Arc::new(Parts { sandbox, network, end: Notify::new() });
         let listener = transport::listen(params.channel).await?;

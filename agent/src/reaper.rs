@@ -4,10 +4,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -223,15 +225,33 @@ impl Child {
         }
     }
 
+    /// A handle of the process that no later process of the same pid can take the place of.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if it has ended.
+    pub fn pidfd(&self) -> Result<OwnedFd> {
+        let table = self.reaper.table();
+        self.still_there(&table)?;
+        let pid = Pid::from_raw(self.pid).ok_or_else(|| Error::new(Kind::Internal, "A child has no pid"))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty());
+        drop(table);
+        pidfd.context(|| format!("Could not open process {}", self.pid))
+    }
+
+    fn still_there(&self, table: &Table) -> Result<()> {
+        if table.children.contains_key(&self.pid) && self.exit().is_none() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::NotFound, format!("Process {} has ended already", self.pid)))
+    }
+
     /// Sends a signal. It cannot hit another process that got the same pid later: nothing is reaped meanwhile.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if the process has ended, [`Kind::InvalidArgument`] if there is no such signal.
     pub fn signal(&self, number: i32) -> Result<()> {
         let table = self.reaper.table();
-        if !table.children.contains_key(&self.pid) || self.exit().is_some() {
-            return Err(Error::new(Kind::NotFound, format!("Process {} has ended already", self.pid)));
-        }
+        self.still_there(&table)?;
         // SAFETY: kill takes no pointers, and the pid is our child's: it is reaped only under the lock held here.
         let result = Errno::result(unsafe { libc::kill(self.pid, number) });
         drop(table);

@@ -16,6 +16,8 @@ const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 
+const MOST_TRIES: usize = 64;
+
 // Registers: R1 comes in with the context, R0 goes out with the answer.
 const R0: u8 = 0;
 const R1: u8 = 1;
@@ -135,7 +137,14 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
         license: license.as_ptr().expose_provenance() as u64,
         ..Load::default()
     };
-    let fd = bpf(BPF_PROG_LOAD, &load)?;
+    let mut tries = 0;
+    let fd = loop {
+        match bpf(BPF_PROG_LOAD, &load) {
+            // The kernel's check of a program stops at any signal, and a reaper gets many.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < MOST_TRIES => tries += 1,
+            result => break result?,
+        }
+    };
     // SAFETY: the kernel has just made this descriptor for us, close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

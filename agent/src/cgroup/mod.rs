@@ -1,15 +1,17 @@
 //! cgroup v2: one group per container, below `microvm/`. `container` makes, limits, freezes, kills and removes
 //! them. Every wait is for an event of the kernel and has a deadline.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_proto::agent::CgroupStats;
 use agent_proto::oci::{LinuxDevice, LinuxResources};
 use log::warn;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use rustix::fs::{Mode, OFlags, openat};
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -37,6 +39,9 @@ pub struct Hierarchy {
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
+    /// The group itself: by its path a late kill could hit a new group of the same name.
+    directory: File,
+    removed: AtomicBool,
 }
 
 impl Hierarchy {
@@ -75,8 +80,9 @@ impl Hierarchy {
                 Error::caused(Kind::AlreadyExists, format!("Cgroup {} is in use", path.display()), error)
             })?;
         }
-        fs::create_dir(&path).context(|| format!("Could not make cgroup {}", path.display()))?;
-        Ok(Cgroup { path })
+        let make = || fs::create_dir(&path).and_then(|()| File::open(&path));
+        let directory = make().context(|| format!("Could not make cgroup {}", path.display()))?;
+        Ok(Cgroup { path, directory, removed: AtomicBool::new(false) })
     }
 }
 
@@ -148,8 +154,11 @@ impl Cgroup {
     /// # Errors
     /// If the kernel refuses; a group that is gone is no failure.
     pub fn kill(&self) -> Result<()> {
-        match write(&self.path.join("cgroup.kill"), "1") {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let kill =
+            || File::from(openat(&self.directory, "cgroup.kill", flags, Mode::empty())?).write_all(b"1");
+        match kill() {
+            Err(error) if !gone(&error) => Err(error)
                 .context(|| format!("Could not kill the processes of cgroup {}", self.path.display())),
             _ => Ok(()),
         }
@@ -160,14 +169,18 @@ impl Cgroup {
     /// # Errors
     /// If a process outlives SIGKILL until the deadline.
     pub async fn remove(&self) -> Result<()> {
+        if self.removed.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let deadline = Instant::now() + SETTLE;
         self.kill()?;
-        if self.path.is_dir() {
-            events::until(&self.path, "populated", false, SETTLE).await?;
-        }
+        events::until(&self.path, "populated", false, SETTLE).await?;
         loop {
             match remove_tree(&self.path) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.removed.store(true, Ordering::Release);
+                    return Ok(());
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
                     sleep(RETRY).await;
                 }
@@ -208,13 +221,9 @@ fn enable_controllers(group: &Path) {
 
 /// Removes a group and those below it, deepest first. Gone already is success.
 fn remove_tree(path: &Path) -> io::Result<()> {
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
     let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) => return gone(Err(error)),
+        Err(error) if gone(&error) => return Ok(()),
+        result => result?,
     };
     for entry in entries {
         let entry = entry?;
@@ -222,7 +231,14 @@ fn remove_tree(path: &Path) -> io::Result<()> {
             remove_tree(&entry.path())?;
         }
     }
-    gone(fs::remove_dir(path))
+    match fs::remove_dir(path) {
+        Err(error) if !gone(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 #[cfg(test)]
@@ -230,10 +246,24 @@ mod tests {
     use super::*;
     use std::process::{Child, Command};
 
-    /// cgroup2 of the machine the tests run on: alone, or beside v1.
-    fn root() -> PathBuf {
-        let unified = PathBuf::from("/sys/fs/cgroup/unified");
-        if unified.is_dir() { unified } else { PathBuf::from("/sys/fs/cgroup") }
+    /// A root of the test's own, in the cgroup2 of the machine it runs on: alone, or beside v1.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let unified = Path::new("/sys/fs/cgroup/unified");
+            let all = if unified.is_dir() { unified } else { Path::new("/sys/fs/cgroup") };
+            let path = all.join(format!("agent-unit-{name}-{}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let left = remove_tree(&self.0);
+            assert!(std::thread::panicking() || left.is_ok(), "{left:?}");
+        }
     }
 
     fn sleeper(group: &Cgroup) -> Child {
@@ -245,7 +275,8 @@ mod tests {
     #[test]
     fn only_cgroup2_and_plain_names_are_accepted() {
         assert_eq!(Hierarchy::open(Path::new("/")).unwrap_err().kind(), Kind::InvalidArgument);
-        let all = Hierarchy::open(&root()).unwrap();
+        let place = Place::new("names");
+        let all = Hierarchy::open(&place.0).unwrap();
         for id in ["", ".", "..", "a/b"] {
             assert_eq!(all.create(id).unwrap_err().kind(), Kind::InvalidArgument, "{id:?}");
         }
@@ -253,11 +284,12 @@ mod tests {
 
     #[tokio::test]
     async fn freezes_thaws_kills_and_goes_with_groups_below_it() {
-        let all = Hierarchy::open(&root()).unwrap();
-        let group = all.create("unit-freeze").unwrap();
+        let place = Place::new("freeze");
+        let all = Hierarchy::open(&place.0).unwrap();
+        let group = all.create("one").unwrap();
         let mut child = sleeper(&group);
         fs::create_dir(group.path().join("below")).unwrap();
-        assert_eq!(all.create("unit-freeze").unwrap_err().kind(), Kind::AlreadyExists);
+        assert_eq!(all.create("one").unwrap_err().kind(), Kind::AlreadyExists);
         group.freeze().await.unwrap();
         let events = fs::read_to_string(group.path().join("cgroup.events")).unwrap();
         assert!(events.contains("frozen 1"), "{events}");
@@ -269,6 +301,14 @@ mod tests {
         group.remove().await.unwrap();
         assert!(!reaped.await.unwrap().unwrap().success());
         assert!(!group.path().exists());
+        // Whoever holds on to the old group does not touch a new one of its name.
+        let again = all.create("one").unwrap();
+        let mut child = sleeper(&again);
+        group.kill().unwrap();
         group.remove().await.unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        again.kill().unwrap();
+        child.wait().unwrap();
+        again.remove().await.unwrap();
     }
 }
