@@ -6,17 +6,22 @@
 
 pub mod cgroup;
 pub mod config;
+mod container;
 pub mod error;
 pub mod events;
 pub mod guest;
 pub mod images;
 pub mod ledger;
 pub mod network;
+pub mod sandbox;
 pub mod share;
 pub mod snapshot;
+mod stats;
 pub mod stdio;
 pub mod stub;
 pub mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod vm;
 
 pub use config::Config;

@@ -2,8 +2,9 @@
 //! TCP streams for port-forward. Called by `sandbox` and `network`'s port-forward.
 
 use agent_proto::microvm::{
-    CloseRequest, DialRequest, FrozenContainers, ReadRequest, RenewRequest, WriteRequest,
+    CloseRequest, DialRequest, FrozenContainers, ReadRequest, RebindRequest, RenewRequest, WriteRequest,
 };
+use agent_proto::oci::Mount;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::context::Context;
 
@@ -68,6 +69,17 @@ impl Agent {
         self.need_extension(WHAT).await?;
         let request = FrozenContainers { ids: ids.to_vec(), ..Default::default() };
         self.ask(WHAT, self.guest.thaw_all(self.context(), &request)).await.map(drop)
+    }
+
+    /// Puts `mounts` of the new pod on top of what a container of a snapshot has at their destinations.
+    ///
+    /// # Errors
+    /// `Unimplemented` for an agent without this service; else as every call.
+    pub async fn rebind(&self, container: &str, mounts: Vec<Mount>) -> Result<()> {
+        const WHAT: &str = "give a restored container its volumes";
+        self.need_extension(WHAT).await?;
+        let request = RebindRequest { container_id: container.into(), mounts, ..Default::default() };
+        self.ask(WHAT, self.guest.rebind(self.context(), &request)).await.map(drop)
     }
 
     /// Connects to a TCP port on the guest's loopback and answers a stream for the calls below.

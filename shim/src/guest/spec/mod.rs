@@ -57,6 +57,8 @@ impl<'a> Layout<'a> {
 pub struct Volume {
     /// Index of the mount in the spec.
     pub index: u32,
+    /// Where the container sees it.
+    pub destination: String,
     /// Path on the host, absolute. Not looked at yet.
     pub source: PathBuf,
     /// Whether the container may only read.
@@ -87,6 +89,15 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// The mounts of its spec that show a volume of the share.
+    #[must_use]
+    pub fn volume_mounts(&self) -> Vec<oci::Mount> {
+        let below = |mount: &&oci::Mount| {
+            mount.source.strip_prefix(paths::VOLUMES).is_some_and(|rest| rest.starts_with('/'))
+        };
+        self.spec.Mounts.iter().filter(below).cloned().collect()
+    }
+
     /// The request that creates it. `share_pids`: it joins the sandbox's pid namespace.
     #[must_use]
     pub fn request(&self, share_pids: bool) -> CreateContainerRequest {

@@ -123,6 +123,7 @@ impl Mounts {
             index: bind.index,
             read_only: is_read_only(bind.options),
             follow_mounts: has(&["slave", "rslave"]),
+            destination: destination.to_string_lossy().into_owned(),
             source: bind.source,
             kind,
         });

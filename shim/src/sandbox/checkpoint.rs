@@ -1,0 +1,84 @@
+//! Checkpoint: the whole pod at one instant, into one flat directory. The containers are frozen in the guest, the VM
+//! stands still while its device state is written and its RAM copied, and then runs on. Whatever fails, the guest
+//! runs again or is gone, and the directory is left as it was.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Sandbox;
+use super::pod::{Machine, Pod, blocking};
+use super::record;
+use crate::error::{Error, Result};
+use crate::snapshot::{Form, Save};
+
+/// Longest copy of the guest's RAM: 16 GiB, the default's most, at 300 MB/s.
+const COPY: Duration = Duration::from_secs(60);
+
+/// Captures the pod into `path`, which is empty or missing.
+pub(super) async fn checkpoint(sandbox: &Sandbox, pod: &Arc<Pod>, path: &Path) -> Result<()> {
+    let _busy = pod.busy.lock().await;
+    let machine = pod.machine()?;
+    record::refuse_disk_volumes(&sandbox.containers())?;
+    let contents = record::contents(sandbox, pod, machine).await?;
+    let into = path.to_path_buf();
+    // containerd copies the directory several times and fills its holes: the packed form is the one to give it.
+    let save = blocking(move || Save::begin(&into, Form::Packed)).await?;
+    let began = Instant::now();
+    let (save, state) = match frozen(machine, save, pod.ram()).await {
+        (save, Ok(state)) => (save, state),
+        (save, Err(error)) => {
+            let left = blocking(move || save.abort()).await.err();
+            return Err(error.with_cleanup(left.into_iter().collect()));
+        }
+    };
+    log::info!("The pod stood still for {:?} while it was captured", began.elapsed());
+    let finished = blocking(move || save.finish(contents, &state)).await?;
+    log::info!("Wrote a snapshot of {} bytes to {} in {:?}", finished.bytes, path.display(), began.elapsed());
+    Ok(())
+}
+
+/// Freezes the containers, captures the VM, and lets all run on.
+async fn frozen(machine: &Machine, save: Save, ram: PathBuf) -> (Save, Result<Vec<String>>) {
+    let frozen = match machine.agent.freeze_all().await {
+        Ok(frozen) => frozen,
+        Err(error) => return (save, Err(error)),
+    };
+    let (save, captured) = still(machine, save, ram).await;
+    let thawed = machine.agent.thaw_all(&frozen).await;
+    (save, both(captured, thawed))
+}
+
+/// Captures the VM while it stands still.
+async fn still(machine: &Machine, save: Save, ram: PathBuf) -> (Save, Result<Vec<String>>) {
+    if let Err(error) = machine.vm.pause().await {
+        return (save, both(Err(error), machine.vm.resume().await));
+    }
+    let (save, captured) = capture(machine, save, ram).await;
+    (save, both(captured, machine.vm.resume().await))
+}
+
+async fn capture(machine: &Machine, mut save: Save, ram: PathBuf) -> (Save, Result<Vec<String>>) {
+    let state = match machine.vm.save(save.dir()).await {
+        Ok(state) => state,
+        Err(error) => return (save, Err(error)),
+    };
+    // The save comes back from the worker whatever happens, so that it can be undone.
+    let copied = tokio::task::spawn_blocking(move || {
+        let copied = save.capture_ram(&ram, Instant::now() + COPY);
+        (save, copied)
+    });
+    match copied.await {
+        Ok((save, copied)) => (save, copied.map(|()| state)),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The first error, with the second as the cleanup that failed after it.
+fn both<T>(first: Result<T>, second: Result<()>) -> Result<T> {
+    match (first, second) {
+        (Ok(value), Ok(())) => Ok(value),
+        (Ok(_), Err(error)) => Err(error),
+        (Err(error), after) => Err(Error::with_cleanup(error, after.err().into_iter().collect())),
+    }
+}

@@ -1,0 +1,7 @@
+//! A VMM and a guest agent without a VM, for the tests of the sandbox: ordinary code behind the feature `testing`. The
+//! agent speaks its real protocol over a socket; what a container does is in its arguments, see [`agent`].
+
+pub mod agent;
+mod vm;
+
+pub use vm::{Fault, ScriptedVmm};
