@@ -46,7 +46,7 @@ impl Client {
         let what = || format!("Could not connect to containerd at {}", address.display());
         match tokio::time::timeout(CONNECT, containerd_client::connect(address)).await {
             Ok(Ok(channel)) => Ok(Self { channel, namespace: value }),
-            Ok(Err(error)) => Err(Error::caused(Kind::Unavailable, what(), error)),
+            Ok(Err(error)) => Err(Error::caused(Kind::Unavailable, what(), root_cause(&error))),
             Err(_) => Err(Error::new(Kind::Unavailable, format!("{} within {CONNECT:?}", what()))),
         }
     }
@@ -80,6 +80,12 @@ impl Client {
         request.metadata_mut().insert("containerd-lease", value);
         Ok(request)
     }
+}
+
+/// What really happened: the layers above it only say "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
 /// Waits for an answer, up to [`ANSWER`].

@@ -58,6 +58,14 @@ impl Snapshot {
         &self.manifest
     }
 
+    /// Bytes on disk of its files.
+    ///
+    /// # Errors
+    /// When they can't be looked at any more.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        self.dir.disk_bytes()
+    }
+
     /// Copies the VMM's device state into the directory `into`, which nobody else can write, and answers the names
     /// of the files. They are checked while they are copied, so the VMM reads what was checked.
     ///

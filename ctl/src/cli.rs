@@ -1,0 +1,78 @@
+//! The command line. Parsed by `main`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Looks after the micro-VM runtime of this node
+#[derive(Debug, Parser)]
+#[command(name = "microvmctl", version)]
+pub(crate) struct Cli {
+    /// Config to use instead of the node's own
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Answer as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// containerd's gRPC socket
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    pub(crate) address: PathBuf,
+    /// containerd's namespace
+    #[arg(long, short, global = true, env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    pub(crate) namespace: String,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Say whether pods can start on this node, and if not, why
+    Doctor,
+    /// Work with this node's snapshots
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotVerb {
+    /// List them
+    Ls,
+    /// Check and copy one into the store
+    Import(Import),
+    /// Read every byte of one and check it
+    Verify {
+        /// Its name
+        name: String,
+    },
+    /// Remove one
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// A snapshot's directory, a tar or OCI archive with one, or a checkpoint image in containerd
+    #[arg(value_name = "PATH-or-IMAGE")]
+    pub(crate) source: String,
+    /// Its name in the store, for `io.containerd.microvm.v1/restore-from`
+    pub(crate) name: String,
+    /// How to keep guest RAM; the config's `snapshot_ram` if not given
+    #[arg(long)]
+    pub(crate) ram: Option<RamForm>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RamForm {
+    /// A sparse file: restores fastest
+    Plain,
+    /// Compressed: takes least disk
+    Packed,
+}
