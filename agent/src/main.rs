@@ -68,8 +68,7 @@ fn serve(params: &Params) -> Result<()> {
         network.start_loopback().await?;
         dns::link()?;
         let reaper = Reaper::start()?;
-        let containers =
-            Runtime::new(reaper.clone(), Path::new(CGROUPS), PathBuf::from("/proc/self/exe"))?;
+        let containers = Runtime::new(reaper.clone(), Path::new(CGROUPS), PathBuf::from("/proc/self/exe"))?;
         let sandbox = Sandbox::new(containers, reaper);
         let parts = Arc::new(Parts { sandbox, network, end: Notify::new() });
         let listener = transport::listen(params.channel).await?;

@@ -20,6 +20,7 @@ mod helper;
 mod link;
 mod plan;
 mod process;
+mod rebind;
 mod run;
 mod spawn;
 mod types;

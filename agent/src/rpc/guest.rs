@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use agent_proto::microvm::{
-    CloseRequest, DialRequest, DialResponse, FrozenContainers, ReadRequest, ReadResponse, RenewRequest,
-    WriteRequest,
+    CloseRequest, DialRequest, DialResponse, FrozenContainers, ReadRequest, ReadResponse, RebindRequest,
+    RenewRequest, WriteRequest,
 };
 use async_trait::async_trait;
 use protobuf::well_known_types::empty::Empty;
@@ -54,6 +54,13 @@ impl agent_proto::microvm_ttrpc::Guest for Service {
     async fn thaw_all(&self, _: &TtrpcContext, request: FrozenContainers) -> ttrpc::Result<Empty> {
         let sandbox = self.parts.sandbox.clone();
         detached("ThawAll", async move { sandbox.thaw_all(&request.ids).await }).await.map(|()| Empty::new())
+    }
+
+    async fn rebind(&self, _: &TtrpcContext, request: RebindRequest) -> ttrpc::Result<Empty> {
+        let sandbox = self.parts.sandbox.clone();
+        let RebindRequest { container_id, mounts, .. } = request;
+        let work = async move { sandbox.rebind(&container_id, mounts).await };
+        detached("Rebind", work).await.map(|()| Empty::new())
     }
 
     async fn dial(&self, _: &TtrpcContext, request: DialRequest) -> ttrpc::Result<DialResponse> {

@@ -18,6 +18,7 @@ mod create;
 pub mod dns;
 mod freeze;
 pub mod namespaces;
+mod rebind;
 mod remove;
 mod usage;
 

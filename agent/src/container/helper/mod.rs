@@ -27,12 +27,14 @@ mod hooks;
 mod launch;
 mod mounts;
 mod program;
+mod rebind;
 mod root;
 mod rootfs;
 mod spaces;
 mod tree;
 
 use launch::Failure;
+pub(super) use rebind::rebind;
 use root::Root;
 
 /// Exit code of a helper or process-to-be that could not be set up.

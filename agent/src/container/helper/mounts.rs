@@ -68,15 +68,52 @@ fn mount_one(root: &Root, mount: &Mount) -> Result<Option<Later>> {
     if postponed {
         set &= !READ_ONLY;
     }
-    tree.change((set, clear), false).context(|| "Could not set its options")?;
-    tree.change(mount.recursive, true).context(|| "Could not set its recursive options")?;
-    let target = target(root, &mount.target, &tree)?;
-    check_proc(&mount.target, &target, &tree)?;
-    tree.attach(&target).context(|| "Could not attach it")?;
-    for &flags in &mount.propagation {
-        tree.propagate(flags).context(|| "Could not set its propagation")?;
-    }
+    restrict(&tree, mount, (set, clear))?;
+    attach(root, mount, &tree)?;
     Ok(postponed.then_some((tree, (READ_ONLY, 0))))
+}
+
+/// Gives a detached tree its attributes.
+fn restrict(tree: &Tree, mount: &Mount, attributes: (u64, u64)) -> Result<()> {
+    tree.change(attributes, false).context(|| "Could not set its options")?;
+    tree.change(mount.recursive, true).context(|| "Could not set its recursive options")
+}
+
+/// Puts a detached tree in its place.
+fn attach(root: &Root, mount: &Mount, tree: &Tree) -> Result<()> {
+    let target = target(root, &mount.target, tree)?;
+    check_proc(&mount.target, &target, tree)?;
+    tree.attach(&target).context(|| "Could not attach it")?;
+    mount
+        .propagation
+        .iter()
+        .try_for_each(|&flags| tree.propagate(flags).context(|| "Could not set its propagation"))
+}
+
+/// A bind mount of the guest's that waits for its place in a container.
+#[derive(Debug)]
+pub(super) struct Pending<'a> {
+    mount: &'a Mount,
+    tree: Tree,
+}
+
+impl<'a> Pending<'a> {
+    /// Takes what is at the mount's source now, in the caller's mount namespace.
+    pub(super) fn take(mount: &'a Mount) -> Result<Self> {
+        let Source::Bind { path, recursive } = &mount.source else {
+            let text = format!("Only bind mounts can be renewed, {} is none", mount.target);
+            return Err(Error::new(Kind::InvalidArgument, text));
+        };
+        let tree = Tree::copy(path, *recursive).context(|| format!("Could not look at {path}"))?;
+        restrict(&tree, mount, mount.attributes)?;
+        Ok(Self { mount, tree })
+    }
+
+    /// Puts it on top of whatever is at its target below `root`.
+    pub(super) fn put(&self, root: &Root) -> Result<()> {
+        attach(root, self.mount, &self.tree)
+            .context(|| format!("Could not mount {} on {}", name(&self.mount.source), self.mount.target))
+    }
 }
 
 fn source(root: &Root, mount: &Mount) -> io::Result<Tree> {

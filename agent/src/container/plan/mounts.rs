@@ -69,7 +69,7 @@ pub(in crate::container) enum Source {
 }
 
 impl Mount {
-    pub(super) fn new(mount: &oci::Mount) -> Result<Self> {
+    pub(in crate::container) fn new(mount: &oci::Mount) -> Result<Self> {
         let target = absolute(&mount.destination, "Mount")?;
         if target.split('/').all(|part| matches!(part, "" | "." | "..")) {
             return Err(refuse(format!("Could not mount on {target:?}: that is the root file system")));
