@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tests::cri::{Container, Pod, read_logs, v1};
 
 use crate::harness::Bench;
+use crate::support::{BUSYBOX, idle, wait_for, with_pod};
 
 crate::harness::tests![
     a_pod_lives_and_ends,
@@ -25,37 +26,6 @@ crate::harness::tests![
     root_may_be_read_only;
     microvm only: host_namespaces_are_refused,
 ];
-
-const BUSYBOX: &str = "localhost/busybox:1";
-
-fn idle(name: &str) -> Container {
-    Container::new(name, BUSYBOX).command(&[
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; while true; do sleep 1000 & wait $!; done",
-    ])
-}
-
-/// Runs a pod for the test and removes it again, whatever the test says.
-fn with_pod(bench: &Bench, pod: &Pod, test: impl FnOnce(&Pod, &str) -> Result<()>) -> Result<()> {
-    let id = bench.cri.run_pod(pod, &bench.handler)?;
-    let result = test(pod, &id);
-    let removed = bench.cri.remove_pod(&id);
-    result?;
-    removed
-}
-
-fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let limit = Duration::from_secs(20);
-    let deadline = Instant::now() + limit;
-    while !is_so()? {
-        if Instant::now() >= deadline {
-            bail!("Waited {limit:?} in vain for {what}");
-        }
-        std::thread::sleep(Duration::from_millis(30));
-    }
-    Ok(())
-}
 
 fn a_pod_lives_and_ends(bench: &Bench) -> Result<()> {
     let cri = &bench.cri;

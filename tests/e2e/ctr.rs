@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tests::programs;
 
 use crate::harness::Bench;
+use crate::support::{BUSYBOX, wait_for};
 
 crate::harness::tests![
     run_prints_and_ends,
@@ -40,8 +41,6 @@ crate::harness::tests![
     run_of_a_missing_program;
     microvm only: task_checkpoint_and_restore,
 ];
-
-const BUSYBOX: &str = "localhost/busybox:1";
 
 /// How a `ctr` command ended.
 #[derive(Debug)]
@@ -134,18 +133,6 @@ fn status() -> Result<Option<String>> {
     Ok(lines
         .find(|words| words.first() == Some(&"c"))
         .and_then(|words| words.get(2).map(|&word| word.to_owned())))
-}
-
-fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let limit = Duration::from_secs(15);
-    let deadline = Instant::now() + limit;
-    while !is_so()? {
-        if Instant::now() >= deadline {
-            bail!("Waited {limit:?} in vain for {what}");
-        }
-        std::thread::sleep(Duration::from_millis(30));
-    }
-    Ok(())
 }
 
 fn run_prints_and_ends(bench: &Bench) -> Result<()> {

@@ -2,9 +2,13 @@
 //!
 //! All tests share one test host, run one after another, and must each leave it as they found it.
 
+mod checkpoint;
 mod cri;
 mod ctr;
+mod faults;
 mod harness;
+mod images;
+mod support;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -39,7 +43,7 @@ struct Arguments {
 
 /// Every test, in the order in which they run.
 fn all() -> Vec<Test> {
-    [ctr::TESTS, cri::TESTS].concat()
+    [ctr::TESTS, cri::TESTS, images::TESTS, checkpoint::TESTS, faults::TESTS].concat()
 }
 
 fn main() -> ExitCode {

@@ -1,6 +1,7 @@
 //! Test host, CRI client, leak checks and the demo: what `cargo xtask demo` and the end-to-end tests share.
 
 pub mod cgroups;
+pub mod counts;
 pub mod cri;
 pub mod demo;
 pub mod host;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use crate::counts::{Count, count, first_count, last_count, wait_for_count};
 use crate::cri::{Container, Cri, Pod};
 use crate::host::containerd::Containerd;
 use crate::leaks::{self, Snapshot};
 use crate::{images, programs};
-use observe::{Count, count, last_count, wait_for_count};
 use steps::{Lines, Steps};
 
 /// Names a snapshot in the pod's annotations.
@@ -170,7 +170,7 @@ fn prove(cri: &Cri, first: &Running, second: &Running, at: &[Between], lines: &m
     ensure!(first.pod_id != second.pod_id, "The restored pod has the old one's id");
     for ((container, id), at) in second.containers.iter().zip(at) {
         let name = &container.name;
-        let resumed = observe::first_count(&second.pod, container, Duration::from_secs(20))?;
+        let resumed = first_count(&second.pod, container, Duration::from_secs(20))?;
         lines.say(format!("{name}: {} at the checkpoint, {resumed} is its first line now", at.before));
         ensure!(
             resumed.memory > at.before.memory && resumed.memory <= at.after.memory + 1,

@@ -1,90 +1,14 @@
-//! What the demo looks at: counts in logs, the pod's page, the host's processes. Called by the demo.
+//! What the demo looks at: the pod's page and the host's processes. Called by the demo.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
-use crate::cri::{Container, Pod, read_logs};
+use crate::cri::Pod;
 use crate::programs;
-
-/// How long a container may take to print its next count (it does so five times a second).
-const COUNT_DEADLINE: Duration = Duration::from_secs(20);
-
-/// What a container counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) memory: u64,
-    pub(super) file: u64,
-}
-
-impl fmt::Display for Count {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "memory={} file={}", self.memory, self.file)
-    }
-}
-
-/// The content of `/count`, with a count in memory known otherwise.
-pub(super) fn count(file: &str, memory: u64) -> Result<Count> {
-    let file = file.trim().parse().with_context(|| format!("/count holds {file:?}"))?;
-    Ok(Count { memory, file })
-}
-
-/// `memory=12 file=12`
-fn parse(line: &str) -> Option<Count> {
-    let (memory, file) = line.split_once(' ')?;
-    Some(Count {
-        memory: memory.strip_prefix("memory=")?.parse().ok()?,
-        file: file.strip_prefix("file=")?.parse().ok()?,
-    })
-}
-
-fn counts(pod: &Pod, container: &Container) -> Result<Vec<Count>> {
-    Ok(read_logs(pod, container)?.iter().filter_map(|line| parse(&line.text)).collect())
-}
-
-/// The newest count in a container's log.
-pub(super) fn last_count(pod: &Pod, container: &Container) -> Result<Count> {
-    let counts = counts(pod, container)?;
-    counts.last().copied().with_context(|| format!("The container {} has printed nothing", container.name))
-}
-
-/// The first count in a container's log.
-pub(super) fn first_count(pod: &Pod, container: &Container, limit: Duration) -> Result<Count> {
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(count) = counts(pod, container)?.first() {
-            return Ok(*count);
-        }
-        if Instant::now() >= deadline {
-            bail!("The container {} printed nothing within {limit:?}", container.name);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Waits until a container has counted to at least `memory`; what it printed then.
-pub(super) fn wait_for_count(pod: &Pod, container: &Container, memory: u64) -> Result<Count> {
-    let deadline = Instant::now() + COUNT_DEADLINE;
-    loop {
-        let last = counts(pod, container)?.last().copied();
-        match last {
-            Some(count) if count.memory >= memory => return Ok(count),
-            _ if Instant::now() >= deadline => {
-                let last = last.map_or("nothing".to_owned(), |count| count.to_string());
-                bail!(
-                    "The container {} did not count to {memory} within {COUNT_DEADLINE:?}: {last}",
-                    container.name
-                );
-            }
-            _ => std::thread::sleep(Duration::from_millis(20)),
-        }
-    }
-}
 
 /// A page by HTTP, from the test host's own network namespace.
 pub(super) fn fetch(url: &str) -> Result<String> {
