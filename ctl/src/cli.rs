@@ -34,6 +34,8 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Say whether pods can start on this node, and if not, why
     Doctor,
+    /// Print a config with every key, its default and what it does
+    Config,
     /// Work with this node's snapshots
     #[command(subcommand)]
     Snapshot(SnapshotVerb),

@@ -34,6 +34,10 @@ fn run(cli: &Cli) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("Could not start a runtime")?;
     match &cli.verb {
+        Verb::Config => {
+            print!("{}", shim::config::template());
+            Ok(true)
+        }
         Verb::Doctor => runtime.block_on(doctor::run(cli)),
         Verb::Snapshot(verb) => {
             let config = config(cli)?;

@@ -199,7 +199,7 @@ fn containerd(things: &mut BTreeSet<String>) -> Result<()> {
         }
         for snapshotter in ["overlayfs", "native"] {
             let list = ctr(namespace, &["snapshots", "--snapshotter", snapshotter, "list"])?;
-            for line in list.lines().skip(1).filter(|line| !line.ends_with("Committed")) {
+            for line in list.lines().skip(1).filter(|line| !line.trim_end().ends_with("Committed")) {
                 let key = line.split_whitespace().next().unwrap_or_default();
                 things.insert(format!("snapshot {namespace}/{snapshotter}/{key}"));
             }

@@ -8,7 +8,7 @@ use crate::packages;
 use crate::workspace::{Workspace, step};
 
 /// The packages whose programs are installed.
-const PROGRAMS: &[&str] = &["agent", "containerd-shim-microvm-v1", "microvmctl"];
+const PROGRAMS: &[&str] = &["microvm-agent", "containerd-shim-microvm-v1", "microvmctl"];
 
 /// Builds; the folder that then holds the programs.
 pub(crate) fn run(workspace: &Workspace) -> Result<PathBuf> {
