@@ -32,7 +32,7 @@ impl Setting {
     /// Writes it. A control that this kernel does not have is skipped with a warning.
     pub(super) fn apply(&self, group: &Path) -> Result<()> {
         let path = group.join(&self.file);
-        match super::write(&path, &self.value) {
+        match super::files::write(&path, &self.value) {
             Err(error) if self.lenient || unsupported(&error) => {
                 warn!("Skipped the limit {:?} for {}: {error}", self.value, path.display());
                 Ok(())

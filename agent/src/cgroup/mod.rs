@@ -1,39 +1,37 @@
 //! cgroup v2: one group per container, below `microvm/`. `container` makes, limits, freezes, kills and removes
 //! them. Every wait is for an event of the kernel and has a deadline.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_proto::agent::CgroupStats;
 use agent_proto::oci::{LinuxDevice, LinuxResources};
-use log::warn;
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use rustix::fs::{Mode, OFlags, openat};
 use tokio::time::{Instant, sleep};
 
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Context as _, Result};
 
 mod bpf;
 mod devices;
 mod events;
+mod files;
+mod hierarchy;
 mod limits;
 mod stats;
 
 pub use events::OomWatch;
+pub use hierarchy::Hierarchy;
+
+use files::{gone, name_of_process, remove_tree, write};
 
 /// How long the kernel may take to freeze or end all processes of a group.
 const SETTLE: Duration = Duration::from_secs(10);
 /// Between two tries to remove a group whose last process has ended but is not released yet; no event tells that.
 const RETRY: Duration = Duration::from_millis(5);
-
-/// The group of all containers.
-#[derive(Debug)]
-pub struct Hierarchy {
-    path: PathBuf,
-}
 
 /// One container's group.
 #[derive(Debug)]
@@ -42,55 +40,35 @@ pub struct Cgroup {
     /// The group itself: by its path a late kill could hit a new group of the same name.
     directory: File,
     removed: AtomicBool,
-}
-
-impl Hierarchy {
-    /// Makes `microvm` below the mount point of cgroup2 and enables every controller there is for its groups.
-    ///
-    /// # Errors
-    /// [`Kind::InvalidArgument`] if `root` is no cgroup2; if the group cannot be made.
-    pub fn open(root: &Path) -> Result<Self> {
-        let kind =
-            statfs(root).context(|| format!("Could not look at {}", root.display()))?.filesystem_type();
-        if kind != CGROUP2_SUPER_MAGIC {
-            let text = format!("{} is no cgroup2 file system: mount one there first", root.display());
-            return Err(Error::new(Kind::InvalidArgument, text));
-        }
-        let path = root.join("microvm");
-        make_dir(&path).context(|| format!("Could not make cgroup {}", path.display()))?;
-        enable_controllers(root);
-        enable_controllers(&path);
-        Ok(Self { path })
-    }
-
-    /// Makes the group `id`. One that a failed removal has left is made anew if no process is in it.
-    ///
-    /// # Errors
-    /// [`Kind::AlreadyExists`] if processes are in it; [`Kind::InvalidArgument`] for an id that is no file name.
-    pub fn create(&self, id: &str) -> Result<Cgroup> {
-        if id.is_empty() || id.starts_with('.') || id.contains('/') {
-            let text = format!(
-                "Could not name a cgroup {id:?}: an id is a file name that does not begin with a dot"
-            );
-            return Err(Error::new(Kind::InvalidArgument, text));
-        }
-        let path = self.path.join(id);
-        if path.is_dir() {
-            remove_tree(&path).map_err(|error| {
-                Error::caused(Kind::AlreadyExists, format!("Cgroup {} is in use", path.display()), error)
-            })?;
-        }
-        let make = || fs::create_dir(&path).and_then(|()| File::open(&path));
-        let directory = make().context(|| format!("Could not make cgroup {}", path.display()))?;
-        Ok(Cgroup { path, directory, removed: AtomicBool::new(false) })
-    }
+    /// The group's name in /proc/<pid>/cgroup.
+    name: OnceLock<String>,
 }
 
 impl Cgroup {
+    fn new(path: PathBuf, directory: File) -> Self {
+        Self { path, directory, removed: AtomicBool::new(false), name: OnceLock::new() }
+    }
+
     /// Its directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Learns how the kernel names this group, from a process that is in it and has not run a program yet.
+    pub fn remember_place_of(&self, pid: i32) {
+        if let Some(name) = name_of_process(pid) {
+            self.name.get_or_init(|| name);
+        }
+    }
+
+    /// The group that a process of this container is in: an init system in it moves itself into one below, and the kernel
+    /// then takes no more processes into the one above.
+    #[must_use]
+    pub fn place_of(&self, pid: i32) -> PathBuf {
+        let current = name_of_process(pid);
+        let below = || Path::new(current.as_deref()?).strip_prefix(self.name.get()?).ok();
+        below().map_or_else(|| self.path.clone(), |below| self.path.join(below))
     }
 
     /// Sets the limits that `resources` names; one the kernel does not offer is skipped with a warning.
@@ -197,53 +175,11 @@ impl Cgroup {
     }
 }
 
-/// Writes a control file; never makes one, so that a missing control is an error.
-fn write(path: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
-}
-
-fn make_dir(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// One by one: the kernel refuses a whole list for one controller that is in use elsewhere.
-fn enable_controllers(group: &Path) {
-    let offered = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
-    for controller in offered.split_whitespace() {
-        if let Err(error) = write(&group.join("cgroup.subtree_control"), &format!("+{controller}")) {
-            warn!("Could not enable cgroup controller {controller} in {}: {error}", group.display());
-        }
-    }
-}
-
-/// Removes a group and those below it, deepest first. Gone already is success.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(path) {
-        Err(error) if gone(&error) => return Ok(()),
-        result => result?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(path) {
-        Err(error) if !gone(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
+    use std::fs;
     use std::process::{Child, Command};
 
     /// A root of the test's own, in the cgroup2 of the machine it runs on: alone, or beside v1.

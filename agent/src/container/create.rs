@@ -87,6 +87,7 @@ async fn make(runtime: &Runtime, cgroup: &Cgroup, plan: Plan) -> Result<Parts> {
         return Err(error);
     }
     let made = spawned.made()?;
+    cgroup.remember_place_of(made.child.pid());
     let streams = match (pipes, made.terminal) {
         (Some(pipes), _) => Ok(pipes),
         (None, Some(master)) => Streams::terminal(master),

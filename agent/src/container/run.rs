@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::link::{Go, Job};
 use super::process::Process;
-use super::spawn::{Spawned, follow_to_program};
+use super::spawn::{LAST_WAIT, Spawned, follow_to_program};
 use super::{Container, DEADLINE, Phase, State, plan, too_late, wrong_state};
 use crate::error::{Error, Kind, Result};
 use crate::stdio::Streams;
@@ -41,7 +41,8 @@ pub(super) async fn start(container: &Container) -> Result<()> {
         if error.kind() == Kind::DeadlineExceeded {
             container.cgroup.kill()?;
         }
-        container.init.child.wait().await;
+        // So that the caller finds it stopped. One that hangs in the kernel is told of as it is.
+        let _ = timeout(LAST_WAIT, container.init.child.wait()).await;
         return Err(failed(error));
     }
     Ok(())
@@ -80,7 +81,7 @@ async fn spawn(container: &Container, process: plan::Process) -> Result<Arc<Proc
     let init = container.init.child.pidfd()?;
     let pipes = if process.terminal.is_some() { None } else { Some(Streams::pipes()?) };
     let (pipes, ends) = pipes.unzip();
-    let job = Job::Exec { process: Box::new(process), cgroup: container.cgroup.path().to_owned() };
+    let job = Job::Exec { process: Box::new(process), cgroup: container.cgroup.place_of(container.pid()) };
     let mut spawned = Spawned::new(&container.runtime, &job, ends, Some(init)).await?;
     let runs = match timeout(DEADLINE, spawned.follow()).await {
         Ok(Ok(false)) if spawned.forked() => Ok(()),

@@ -3,14 +3,20 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use log::warn;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use tokio::time::timeout;
 
 use super::link::{AgentEnd, Job, Report};
 use super::{HELPER, Runtime};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::reaper::{Child, ExitStatus, Window};
 use crate::stdio::ProcessEnds;
+
+/// How long a killed process may take to be gone.
+pub(super) const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// A helper and the process that it makes.
 #[derive(Debug)]
@@ -109,14 +115,14 @@ impl Spawned {
         Ok(Made { child, terminal, link })
     }
 
-    /// Ends what there is, after a failure.
+    /// Ends what there is, after a failure. Deadline 5 s each: one that hangs in the kernel is left to the reaper.
     pub(super) async fn abandon(self) {
-        // Either may have ended by itself, which is as good.
-        let _ = self.helper.signal(libc::SIGKILL);
-        self.helper.wait().await;
-        if let Some(child) = self.child {
+        for child in std::iter::once(self.helper).chain(self.child) {
+            // It may have ended by itself, which is as good.
             let _ = child.signal(libc::SIGKILL);
-            child.wait().await;
+            if timeout(LAST_WAIT, child.wait()).await.is_err() {
+                warn!("Process {} has not ended {} s after SIGKILL", child.pid(), LAST_WAIT.as_secs());
+            }
         }
     }
 }

@@ -134,8 +134,6 @@ fn signals_and_removal_work_while_everything_else_hangs() {
 #[test]
 fn all_processes_end_with_the_first_also_in_a_shared_pid_namespace() {
     test(async |world| {
-        let outer = tempfile::tempdir().unwrap();
-        let _ = outer;
         let mut spec = world.spec("sleep 1000 & echo $!; exec sleep 0.1");
         // Joins the namespace of this test, as with a sandbox that shares one.
         spec.Linux.mut_or_insert_default().Namespaces.retain(|namespace| namespace.Type != "pid");
@@ -152,6 +150,56 @@ fn all_processes_end_with_the_first_also_in_a_shared_pid_namespace() {
             }
         };
         timeout(LONG, gone).await.expect("a child outlives the first process");
+        world.remove(&container).await;
+    });
+}
+
+#[test]
+fn an_ignored_signal_changes_nothing() {
+    test(async |world| {
+        let container = world.start("trap '' TERM; echo up; while :; do sleep 0.05; done").await;
+        read_until(&container, "", "up").await;
+        container.signal("", libc::SIGTERM).unwrap();
+        container.exec("x", shell("true")).await.unwrap();
+        assert_eq!(container.wait("x").await.unwrap(), 0);
+        assert_eq!(container.state("").unwrap(), State::Running);
+        world.remove(&container).await;
+    });
+}
+
+#[test]
+fn an_exec_follows_an_init_system_into_its_own_cgroup() {
+    test(async |world| {
+        let mut spec = world.spec(
+            "mkdir /sys/fs/cgroup/below && echo 0 > /sys/fs/cgroup/below/cgroup.procs &&
+            echo +hugetlb > /sys/fs/cgroup/cgroup.subtree_control; echo up; exec sleep 1000",
+        );
+        for mount in spec.Mounts.iter_mut().filter(|mount| mount.type_ == "cgroup") {
+            mount.options.retain(|option| option != "ro");
+        }
+        let container = world.create(spec).await.unwrap();
+        container.start().await.unwrap();
+        read_until(&container, "", "up").await;
+        container
+            .exec("x", shell("grep ^0 /proc/self/cgroup"))
+            .await
+            .unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert_eq!(outcome(&container, "x").await.out, "0::/below\n");
+        world.remove(&container).await;
+    });
+}
+
+#[test]
+fn nothing_of_the_agent_is_open_in_a_container() {
+    test(async |world| {
+        let list = "ls /proc/self/fd | tr '\\n' ' '; exec sleep 1000";
+        let container = world.start(list).await;
+        // The one more is the listing's own.
+        assert_eq!(read_until(&container, "", "3 ").await, "0 1 2 3 ");
+        container.exec("x", shell(list)).await.unwrap();
+        assert_eq!(read_until(&container, "x", "3 ").await, "0 1 2 3 ");
+        let environment = std::fs::read(format!("/proc/{}/environ", container.pid())).unwrap();
+        assert!(!String::from_utf8_lossy(&environment).contains("CARGO"), "the agent's environment shows");
         world.remove(&container).await;
     });
 }

@@ -50,7 +50,8 @@ fn shared() -> &'static Shared {
 /// A test's own place. When it is dropped nothing of it is left, and that is checked.
 pub(crate) struct World {
     pub(crate) runtime: Arc<Runtime>,
-    cgroups: PathBuf,
+    /// The root of its cgroups.
+    pub(crate) cgroups: PathBuf,
     pub(crate) root: tempfile::TempDir,
     number: u32,
 }

@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rustix::fd::AsFd;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::fs::Mode;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, umask};
 use serde_json::json;
 
 use crate::container::plan::{Hook, Plan};
@@ -32,7 +33,11 @@ pub(super) fn run_all(hooks: &[Hook], plan: &Plan, status: &str) -> Result<()> {
         "bundle": plan.root.parent(),
         "annotations": plan.annotations,
     });
-    hooks.iter().try_for_each(|hook| run(hook, state.to_string().as_bytes()))
+    // The set-up makes files with exact modes; programs expect the usual mask.
+    let before = umask(Mode::from_raw_mode(0o022));
+    let done = hooks.iter().try_for_each(|hook| run(hook, state.to_string().as_bytes()));
+    umask(before);
+    done
 }
 
 fn run(hook: &Hook, state: &[u8]) -> Result<()> {
