@@ -1,0 +1,6 @@
+//! `fuzz::guest_name` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = fuzz::guest_name(bytes);
+});

@@ -1,0 +1,6 @@
+//! `fuzz::ram_index` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = fuzz::ram_index(bytes);
+});
