@@ -1,16 +1,24 @@
 //! Makes connections of the byte stream of a serial port: each hello (see `agent_proto::serial`) begins one and ends
 //! the one before it, as does the host's leaving. One task owns the port for the life of the guest.
+//!
+//! The kernel learns of hosts that come and go on one queue and gets their data on another: a hello may be read
+//! before the news that its host's predecessor has left. So the end of a line counts only if it lasts.
 
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
 use agent_proto::serial::{Scanner, echo};
 use futures::stream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::error::Result;
 
+/// How long no host must be there until its connection is over. The news of two hosts, when both are on their
+/// way, come microseconds apart.
+const GONE: Duration = Duration::from_millis(50);
 /// Bytes that may wait in each direction between the port and the connection served.
 const ROOM: usize = 64 * 1024;
 
@@ -47,12 +55,14 @@ struct Pump<L> {
     inward: Vec<u8>,
     /// To be written to the line.
     outward: Vec<u8>,
+    /// Since when no host has been there, if one is served.
+    gone: Option<Instant>,
 }
 
 impl<L: Line> Pump<L> {
     fn new(line: L, accepted: mpsc::Sender<DuplexStream>) -> Self {
         let scanner = Scanner::default();
-        Self { line, scanner, accepted, served: None, inward: Vec::new(), outward: Vec::new() }
+        Self { line, scanner, accepted, served: None, inward: Vec::new(), outward: Vec::new(), gone: None }
     }
 
     /// Ends with an error of the line, or when nobody accepts connections any more.
@@ -84,11 +94,16 @@ impl<L: Line> Pump<L> {
         while self.inward.is_empty() {
             match self.line.read(buffer) {
                 Ok(0) => {
-                    self.hang_up();
+                    if self.served.is_some() && self.gone.get_or_insert_with(Instant::now).elapsed() >= GONE {
+                        self.hang_up();
+                    }
                     return Ok(());
                 }
                 Ok(count) => self.take(&buffer[..count]).await?,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.gone = None;
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -122,6 +137,7 @@ impl<L: Line> Pump<L> {
         self.served = None;
         self.inward.clear();
         self.outward.clear();
+        self.gone = None;
     }
 
     /// Waits until there is something to do: on the line, or with the connection served.
@@ -134,7 +150,9 @@ impl<L: Line> Pump<L> {
             };
         };
         let (mut reader, mut writer) = tokio::io::split(served);
+        let gone = self.gone.map_or_else(Instant::now, |since| since + GONE);
         tokio::select! {
+            () = sleep_until(gone), if self.gone.is_some() => {}
             changed = self.line.changed() => changed?,
             read = reader.read(buffer), if wants_out => match read {
                 Ok(count) if count > 0 => self.outward.extend_from_slice(&buffer[..count]),

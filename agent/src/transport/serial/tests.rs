@@ -220,3 +220,23 @@ async fn a_connection_that_the_server_gives_up_waits_for_the_next_hello() {
     let mut guest = accept(&mut listener).await;
     talk(&mut host, &mut guest).await;
 }
+
+#[tokio::test]
+async fn news_of_the_last_hosts_leaving_may_come_after_the_next_ones_hello() {
+    let wire = Wire::default();
+    let mut listener = listen(wire.clone()).unwrap();
+    let mut host = wire.connect();
+    hello(&mut host, PATIENCE).await.unwrap();
+    let mut guest = accept(&mut listener).await;
+    // What the kernel knows goes through "nobody there" while this host is, as late news of its predecessor.
+    let knows = |connected| {
+        wire.0.state.lock().unwrap().connected = connected;
+        wire.0.guest.notify_one();
+    };
+    knows(None);
+    tokio::time::timeout(GONE / 5, std::future::pending::<()>()).await.unwrap_err();
+    assert!(wire.0.state.lock().unwrap().idle_reads > 0, "the guest has seen it");
+    knows(Some(1));
+    tokio::time::timeout(2 * GONE, std::future::pending::<()>()).await.unwrap_err();
+    talk(&mut host, &mut guest).await;
+}
