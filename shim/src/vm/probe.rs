@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use install::assets::Assets;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -84,7 +85,7 @@ impl Host {
             None => Host { version: version(config.qemu_path()).await?, kvm_failure: None, subject },
         };
         if kvm && host.kvm_failure.is_none() {
-            let failure = boot(config.qemu_path(), &kernel(config), BOOT).await.err();
+            let failure = boot(config.qemu_path(), &kernel(config)?, BOOT).await.err();
             host.kvm_failure = Some(failure.map(|error| error.chain()).unwrap_or_default());
         }
         // Without the file the next pod asks again, which is slow and no more.
@@ -114,14 +115,19 @@ impl Subject {
             boot_id: boot_id.trim().to_owned(),
             qemu: FileIdentity::of(config.qemu_path())
                 .context(|| "QEMU is not installed; install it or set qemu_path in the config".into())?,
-            kernel: FileIdentity::of(&kernel(config)).ok(),
+            kernel: kernel(config).and_then(|path| FileIdentity::of(&path)).ok(),
         })
     }
 }
 
 /// The kernel that pods boot.
-fn kernel(config: &Config) -> PathBuf {
-    config.kernel().map_or_else(|| config.guest_dir().join("vmlinux"), Path::to_owned)
+fn kernel(config: &Config) -> Result<PathBuf> {
+    match config.kernel() {
+        Some(path) => Ok(path.to_owned()),
+        None => Ok(Assets::load(config.guest_dir())
+            .kind(Kind::NotFound, || "The guest is not installed".into())?
+            .kernel),
+    }
 }
 
 /// The answers in the file at `path`, if there are any for `subject`.
@@ -218,11 +224,9 @@ mod tests {
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o755);
         options.open(&qemu).unwrap().write_all(script.as_bytes()).unwrap();
-        std::fs::write(dir.join("vmlinux"), "kernel").unwrap();
-        let text = format!(
-            "qemu_path = {qemu:?}\nguest_dir = {dir:?}\nrun_dir = {:?}\naccelerator = \"auto\"\n",
-            dir.join("run")
-        );
+        let kernel = dir.join("vmlinux");
+        std::fs::write(&kernel, "kernel").unwrap();
+        let text = format!("qemu_path = {qemu:?}\nkernel = {kernel:?}\nrun_dir = {:?}\n", dir.join("run"));
         let file = dir.join("config.toml");
         std::fs::write(&file, text).unwrap();
         Config::load(&Source::Path(file), []).unwrap()
@@ -262,7 +266,7 @@ mod tests {
         let pid = dir.path().join("pid");
         let config = config(dir.path(), &format!("echo $$ > {}; exec sleep 1000", pid.display()));
         let deadline = Duration::from_millis(500);
-        let error = boot(config.qemu_path(), &kernel(&config), deadline).await.unwrap_err();
+        let error = boot(config.qemu_path(), &kernel(&config).unwrap(), deadline).await.unwrap_err();
         assert!(error.chain().ends_with("nothing happened for 500ms"), "{}", error.chain());
         let pid = std::fs::read_to_string(pid).unwrap();
         assert!(!Path::new("/proc").join(pid.trim()).exists());

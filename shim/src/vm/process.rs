@@ -252,6 +252,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_process_starts_in_the_pods_namespace_and_cgroups() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(dir.path());
+        let netns = dir.path().join("netns");
+        crate::network::create_netns(&netns, &ledger).unwrap();
+        let procs = dir.path().join("cgroup.procs");
+        std::fs::write(&procs, "").unwrap();
+        let placement = Placement { netns: Some(netns.clone()), cgroup_procs: vec![procs.clone()] };
+        let (sender, mut death) = watch::channel(None);
+        let program = shell(dir.path(), "stat -L -c %i /proc/self/ns/net");
+        let process = Process::start(&program, &placement, &ledger, sender).unwrap();
+        death.wait_for(Option::is_some).await.unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&netns).unwrap());
+        assert_eq!(std::fs::read_to_string(console::path(dir.path())).unwrap(), format!("{inode}\n"));
+        assert_eq!(std::fs::read_to_string(&procs).unwrap(), "0", "the kernel takes 0 for the writer itself");
+        process.stop().await.unwrap();
+        ledger.release(&Resource::Netns(netns)).unwrap();
+    }
+
+    #[tokio::test]
     async fn a_place_that_does_not_exist_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = ledger(dir.path());

@@ -50,6 +50,8 @@ pub(super) async fn save(monitor: &Qmp, dir: &Path) -> Result<Vec<String>> {
 /// Reads the device state in `dir` into a QEMU that waits for one; the guest then stands still.
 pub(super) async fn load(monitor: &Qmp, dir: &Path) -> Result<()> {
     let file = dir.join(STATE);
+    // The guest still has the addresses of the pod that was saved: neither QEMU nor its driver shall announce them.
+    monitor.execute("migrate-set-parameters", json!({ "announce-rounds": 0 }), MONITOR).await?;
     transfer(monitor, "migrate-incoming", &file)
         .await
         .context(|| format!("Could not load the device state from {}", file.display()))

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::command::{Flavour, Start};
+use self::command::{Architecture, Flavour, Start};
 use self::qmp::Qmp;
 use super::process::{Process, Program};
 use super::{Death, Machine, Vm, VmmIdentity, console};
@@ -75,12 +75,24 @@ impl Qemu {
     fn machine_type(&self) -> String {
         let mut numbers = self.version.split('.');
         let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-        let family = if cfg!(target_arch = "aarch64") { "virt" } else { "pc-q35" };
-        format!("{family}-{major}.{minor}")
+        Architecture::HOST.machine(major, minor)
+    }
+
+    /// What the guest's CPU is. KVM passes the host's on, and a guest that has seen one must not wake up on another.
+    fn cpu(&self) -> String {
+        let model = self.accelerator.cpu();
+        match self.accelerator {
+            Accelerator::Tcg => model.to_owned(),
+            Accelerator::Kvm => format!("{model} ({})", host_cpu().unwrap_or_else(|| "unknown".into())),
+        }
     }
 
     fn flavour(&self) -> Flavour {
-        Flavour { accelerator: self.accelerator, machine: self.machine_type() }
+        Flavour {
+            architecture: Architecture::HOST,
+            accelerator: self.accelerator,
+            machine: self.machine_type(),
+        }
     }
 }
 
@@ -225,6 +237,14 @@ impl QemuVm {
     }
 }
 
+/// The model of the host's first CPU: by name on amd64, by its part's number on arm64.
+fn host_cpu() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let value =
+        |key| text.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
+    value("model name").or_else(|| value("CPU part")).map(|(_, model)| model.trim().to_owned())
+}
+
 fn obituary(what: &str, death: &Death) -> Error {
     let text = format!("QEMU has ended during {what} with {}: {}", death.status, death.last_words);
     Error::new(Kind::Unavailable, text)
@@ -278,7 +298,7 @@ impl Vm for QemuVm {
             name: "qemu".into(),
             version: self.qemu.version.clone(),
             accelerator: self.qemu.accelerator.name().into(),
-            cpu: self.qemu.accelerator.cpu().into(),
+            cpu: self.qemu.cpu(),
             machine: self.qemu.machine_type(),
         })
     }
