@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -54,7 +55,8 @@ pub(super) fn undo_within(netns: &Path, work: impl AsyncFnOnce(Handle) -> Result
     }
 }
 
-/// Opens the namespace file. A path that exists but is no namespace is what CNI leaves between unmounting and
+/// Opens the namespace file, unless it is of the namespace that the shim is in: that is the host's, and what happens to
+/// a pod's devices must never happen to the host's. A path that exists but is no namespace is what CNI leaves between unmounting and
 /// unlinking it, and so is no namespace either.
 fn open(netns: &Path) -> Result<File> {
     let missing = || format!("There is no network namespace at {}", netns.display());
@@ -65,6 +67,15 @@ fn open(netns: &Path) -> Result<File> {
     let kind = fstatfs(&file).context(missing)?.filesystem_type();
     if kind != NSFS {
         return Err(Error::new(Kind::NotFound, missing()));
+    }
+    let identity = |data: std::fs::Metadata| (data.dev(), data.ino());
+    let own = std::fs::metadata("/proc/self/ns/net").map(identity).context(missing)?;
+    if file.metadata().map(identity).context(missing)? == own {
+        let text = format!(
+            "{} is the host's own network; a pod that is a virtual machine can't have hostNetwork",
+            netns.display()
+        );
+        return Err(Error::new(Kind::InvalidArgument, text));
     }
     Ok(file)
 }

@@ -164,6 +164,24 @@ fn a_namespace_that_is_gone_has_nothing_left_to_undo() {
 }
 
 #[test]
+fn the_hosts_own_network_is_never_touched() {
+    let pod = Pod::new();
+    let own = Path::new("/proc/self/ns/net");
+    let errors = [
+        discover(own).unwrap_err(),
+        taps(own, 1, &pod.ledger).unwrap_err(),
+        redirect(own, "lo", "lo", &pod.ledger).unwrap_err(),
+        remove_redirect(own, "lo").unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.chain().contains("hostNetwork"), "{}", error.chain());
+    }
+    assert_eq!(pod.ledger.resources().len(), 2, "the two namespaces of the test");
+    pod.end();
+}
+
+#[test]
 fn claims_come_before_the_devices() {
     let pod = Pod::new().with_eth0();
     let links = discover(&pod.netns()).unwrap();

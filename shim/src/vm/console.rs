@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -12,6 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 const HEAD: u64 = 64 << 10;
 /// How much of the end is kept at least; twice as much is kept at most.
 const TAIL: u64 = 64 << 10;
+/// What a guest may print at once; then it has to wait for [`PAUSE`]. It pays with its own time, not with ours.
+const BURST: usize = 64 << 10;
+/// With [`BURST`] this makes 3 MiB in a second, far more than any honest guest prints.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How much a reader of error texts gets.
 const LAST_LINES: usize = 10;
 /// Longest line in an error text, in characters.
@@ -56,12 +61,18 @@ impl Log {
         Ok(())
     }
 
-    /// Copies `source` into the file until it ends. What can't be written is lost, so that the writer never waits.
+    /// Copies `source` into the file until it ends. What can't be written is lost.
     pub(super) async fn fill_from(mut self, mut source: impl AsyncRead + Unpin) {
         let mut buffer = vec![0; 4096];
+        let mut burst = 0;
         while let Ok(count @ 1..) = source.read(&mut buffer).await {
             if let Err(error) = self.append(&buffer[..count]) {
                 log::debug!("Could not write the console log: {error}");
+            }
+            burst += count;
+            if burst >= BURST {
+                burst = 0;
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
@@ -157,6 +168,15 @@ mod tests {
         let panic = format!("x\n[1.2] Kernel panic - not syncing: no init\nCPU: 0\n{many}");
         assert_eq!(last_lines(panic.as_bytes()), "Kernel panic - not syncing: no init | CPU: 0 | 0");
         assert_eq!(last_lines(many.as_bytes()), "90 | 91 | 92 | 93 | 94 | 95 | 96 | 97 | 98 | 99");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_prints_without_end_is_slowed_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::create(&path(dir.path())).unwrap();
+        let start = tokio::time::Instant::now();
+        log.fill_from(&vec![b'x'; 64 * BURST][..]).await;
+        assert_eq!(start.elapsed(), 64 * PAUSE);
     }
 
     #[tokio::test]

@@ -225,10 +225,7 @@ impl QemuVm {
             match attempt.await {
                 Ok(stream) => return Ok(stream),
                 Err(error) if Instant::now() + AGAIN >= end => {
-                    let text = format!(
-                        "The guest's agent did not answer within {deadline:?}; last lines of the console: {}",
-                        self.console_tail()
-                    );
+                    let text = format!("The guest's agent did not answer within {deadline:?}");
                     return Err(Error::caused(Kind::DeadlineExceeded, text, error));
                 }
                 Err(_) => tokio::time::sleep(AGAIN).await,
