@@ -77,7 +77,7 @@ pub enum AssetsError {
     Wrong {
         /// The file.
         path: PathBuf,
-        /// `size` or `SHA-256`.
+        /// `size`, `version` or `SHA-256`.
         property: &'static str,
         /// As it is.
         is: String,
@@ -108,6 +108,21 @@ impl Assets {
             version: manifest.version,
             checksums: Checksums { kernel: manifest.kernel.sha256, initramfs: manifest.initramfs.sha256 },
         })
+    }
+
+    /// Finds the assets of one version, as a snapshot names it, below the config's `guest_dir`. The installer keeps them
+    /// there as long as a snapshot in the node's store needs them.
+    ///
+    /// # Errors
+    /// When there is no such version, or as [`Assets::load`] does.
+    pub fn of_version(directory: &Path, version: &str) -> Result<Self, AssetsError> {
+        let folder = directory.join(if is_plain(version) { version } else { "?" });
+        let assets = Self::load(&folder)?;
+        if assets.version == version {
+            return Ok(assets);
+        }
+        let (is, wanted) = (assets.version, version.into());
+        Err(AssetsError::Wrong { path: folder.join(MANIFEST), property: "version", is, wanted })
     }
 
     /// Reads every byte of the assets and compares their checksums: a tenth of a second.
@@ -247,6 +262,23 @@ mod tests {
         assert_eq!(assets.kernel, folder.canonicalize().unwrap().join("vmlinux"));
         assert_eq!(assets.version, manifest.version);
         assets.verify().unwrap();
+    }
+
+    #[test]
+    fn a_version_is_found_by_its_name_and_by_no_other_path() {
+        let root = tempfile::tempdir().unwrap();
+        let manifest = lay_down(&root.path().join("first"));
+        let folder = root.path().join(&manifest.version);
+        fs::rename(root.path().join("first"), &folder).unwrap();
+        let found = Assets::of_version(root.path(), &manifest.version).unwrap();
+        assert_eq!(found, Assets::load(&folder).unwrap());
+        let roundabout = format!("../{}/{}", root.path().file_name().unwrap().display(), manifest.version);
+        for bad in ["6.12-0", "", "..", &roundabout] {
+            assert!(
+                matches!(Assets::of_version(root.path(), bad), Err(AssetsError::Missing { .. })),
+                "{bad}"
+            );
+        }
     }
 
     #[test]

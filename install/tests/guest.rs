@@ -2,6 +2,7 @@
 #![cfg(feature = "build")]
 #![expect(clippy::unwrap_used, reason = "it is a test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,6 +51,13 @@ fn two_builds_give_the_same_bytes_and_another_agent_another_version() {
     assert_ne!(other.assets.version, two.assets.version);
     assert_eq!(other.assets.checksums.kernel, two.assets.checksums.kernel);
     two.assets.verify().unwrap();
+
+    let third = directory.path().join("third");
+    fs::write(&third, [fs::read(&first).unwrap(), vec![1]].concat()).unwrap();
+    let third = build(&at("two", third)).unwrap();
+    let left: BTreeSet<_> =
+        fs::read_dir(at("two", first).out).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, [other.assets.directory, third.assets.directory].into(), "the one before stays");
 }
 
 #[test]

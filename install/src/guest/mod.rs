@@ -36,7 +36,7 @@ pub struct Build {
     pub agent: PathBuf,
     /// Directory that keeps the kernel's package between builds.
     pub cache: PathBuf,
-    /// Directory that gets a folder named by the version of the assets.
+    /// Directory that gets a folder named by the version of the assets. The one before stays, older ones go.
     pub out: PathBuf,
     /// Which kernel package is good enough.
     pub policy: Policy,
@@ -76,6 +76,7 @@ pub fn build(build: &Build) -> Result<Built> {
     manifest.made_of.insert("kernel package".into(), format!("{} {}", package.name, package.version));
     manifest.made_of.insert("modules".into(), names.join(" "));
     let directory = write(&build.out, &manifest, &kernel, &initramfs)?;
+    prune(&build.out, &directory)?;
     Ok(Built { assets: Assets::load(&directory)?, warnings: package.warnings })
 }
 
@@ -95,4 +96,24 @@ fn write(out: &Path, manifest: &Manifest, kernel: &[u8], initramfs: &[u8]) -> Re
     json.push(b'\n');
     fsx::replace(&directory.join(MANIFEST), &json, 0o644)?;
     Ok(directory)
+}
+
+/// Removes the folders of assets in `out` but `newest` and the one built before it: each new agent makes another 64 MB.
+fn prune(out: &Path, newest: &Path) -> Result<()> {
+    let what = || format!("Could not list {}", out.display());
+    let mut older = Vec::new();
+    for entry in fs::read_dir(out).with_context(what)? {
+        let path = entry.with_context(what)?.path();
+        if path != newest
+            && let Ok(manifest) = fs::metadata(path.join(MANIFEST))
+        {
+            older.push((manifest.modified().with_context(what)?, path));
+        }
+    }
+    older.sort_unstable();
+    older.pop();
+    for (_, path) in older {
+        fs::remove_dir_all(&path).with_context(|| format!("Could not remove {}", path.display()))?;
+    }
+    Ok(())
 }

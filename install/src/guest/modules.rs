@@ -50,7 +50,9 @@ impl Tree {
             ensure!(self.built_in.contains(name), "The kernel has no module {name}");
             return Ok(None);
         };
-        let bytes = unpack(path).with_context(|| format!("Could not read the module {}", path.display()))?;
+        let mut bytes =
+            unpack(path).with_context(|| format!("Could not read the module {}", path.display()))?;
+        cut_signature(&mut bytes).with_context(|| format!("The module {name} is damaged"))?;
         Ok(Some(Module { name: name.into(), bytes }))
     }
 }
@@ -99,6 +101,19 @@ fn dependencies(module: &Module) -> Result<Vec<String>> {
         }
     }
     Ok(needed)
+}
+
+/// Takes off the signature that Debian's build has appended. The initramfs is vouched for as a whole, by its checksum on
+/// the host, and an emulated CPU needs 30 ms to check one signature.
+fn cut_signature(module: &mut Vec<u8>) -> Result<()> {
+    /// `struct module_signature` of the kernel's include/linux/module_signature.h: 12 bytes, the last four the length of
+    /// the signature before it, in network order.
+    const TRAILER: usize = 12;
+    let Some(signed) = module.strip_suffix(b"~Module signature appended~\n") else { return Ok(()) };
+    let length = signed.last_chunk().map(|length| u32::from_be_bytes(*length) as usize);
+    let end = length.and_then(|length| signed.len().checked_sub(TRAILER + length));
+    module.truncate(end.context("Its signature is longer than itself")?);
+    Ok(())
 }
 
 fn find(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
@@ -214,6 +229,27 @@ mod tests {
         assert_eq!(names(&tree.with_dependencies(&["fuse"]).unwrap()), [""; 0]);
         let error = tree.with_dependencies(&["overlay"]).unwrap_err().to_string();
         assert!(error.contains("no module gone"), "{error}");
+    }
+
+    #[test]
+    fn a_signature_is_cut_off_exactly() {
+        let signed = |length: u32| {
+            let mut bytes = b"a module".to_vec();
+            bytes.extend_from_slice(b"its signature");
+            bytes.extend_from_slice(&[0, 0, 2, 0, 0, 0, 0, 0]);
+            bytes.extend_from_slice(&length.to_be_bytes());
+            bytes.extend_from_slice(b"~Module signature appended~\n");
+            bytes
+        };
+        let mut module = signed(13);
+        cut_signature(&mut module).unwrap();
+        assert_eq!(module, b"a module");
+        cut_signature(&mut module).unwrap();
+        assert_eq!(module, b"a module", "an unsigned one stays as it is");
+        for length in [22, u32::MAX] {
+            let error = cut_signature(&mut signed(length)).unwrap_err().to_string();
+            assert!(error.contains("longer than itself"), "{error}");
+        }
     }
 
     #[test]

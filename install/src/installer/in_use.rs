@@ -4,19 +4,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use toml::{Table, Value};
+
+use super::plan::CONFIG;
 use super::record::within;
 
-/// Directory of the running sandboxes, as the config has it by default: `<namespace>/<sandbox>/sandbox.json`.
-const SANDBOXES: &str = "/run/microvm";
-/// Directory of the snapshots, as the config has it by default: `<snapshot>/manifest.json`.
-const SNAPSHOTS: &str = "/var/lib/microvm/snapshots";
+/// Config key and default of the directory of the running sandboxes: `<namespace>/<sandbox>/sandbox.json`.
+const SANDBOXES: (&str, &str) = ("run_dir", "/run/microvm");
+/// Config key and default of the directory of the snapshots: `<snapshot>/manifest.json`.
+const SNAPSHOTS: (&str, &str) = ("snapshot_store", "/var/lib/microvm/snapshots");
 /// A larger file is no record of ours.
 const LIMIT: u64 = 16 << 20;
 
 /// Says what needs the assets in the folder `version`, if anything does.
 pub(super) fn by(root: &Path, version: &str) -> Option<String> {
-    let record = |pattern: &str, depth| {
-        let directory = within(root, Path::new(pattern));
+    let config = fs::read_to_string(within(root, Path::new(CONFIG))).unwrap_or_default();
+    let config: Table = toml::from_str(&config).unwrap_or_default();
+    let record = |(key, default): (&str, &str), depth| {
+        let directory = config.get(key).and_then(Value::as_str).unwrap_or(default);
+        let directory = within(root, Path::new(directory));
         files(&directory, depth).into_iter().find(|path| mentions(path, version))
     };
     if let Some(path) = record(SANDBOXES, 2).or_else(|| record(SNAPSHOTS, 1)) {
