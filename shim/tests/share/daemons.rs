@@ -11,7 +11,8 @@ use shim::config::Source;
 use shim::ledger::Resource;
 use shim::share::{Image, Volume};
 
-use crate::place::{Place, bind, children, is_read_only, web};
+use crate::frontend::{Guest, ROOT};
+use crate::place::{Place, bind, children, fingerprint, is_read_only, web};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -82,6 +83,59 @@ pub(crate) fn daemon_sees_what_is_added_later() {
         place.share.stop().await.unwrap();
         assert!(servers.iter().all(|pid| !Path::new(&format!("/proc/{pid}/stat")).exists()));
     });
+    place.end();
+}
+
+pub(crate) fn hostile_guest_can_not_write() {
+    const EROFS: Result<(), i32> = Err(nix::libc::EROFS);
+    let place = Place::new();
+    let layer = place.tree("layer", &[("bin/sh", "#!")]);
+    let (own, other) = (place.tree("own", &[("a", "1")]), place.tree("other", &[("kept", "1")]));
+    let before = [&layer, &other].map(|tree| fingerprint(tree));
+    block_on(async {
+        place.share.start(&config(""), &[]).await.unwrap();
+        place.share.add_image(&web(), 1, Image::Mounts(&[bind(&layer)])).unwrap();
+        for (index, source, read_only) in [(0, &own, false), (1, &other, true)] {
+            let volume = Volume { source, read_only, follow_mounts: false };
+            place.share.add_volume(&web(), 1, index, volume).unwrap();
+        }
+        let sockets = place.share.devices().into_iter().map(|device| device.socket);
+        let [mut images, mut volumes] =
+            <[_; 2]>::try_from(sockets.map(|s| Guest::connect(&s)).collect::<Vec<_>>())
+                .unwrap_or_else(|_| panic!("two devices"));
+
+        let (bin, sh) =
+            (images.walk("web@1/rootfs/bin").unwrap(), images.walk("web@1/rootfs/bin/sh").unwrap());
+        let handle = images.open(sh, nix::libc::O_RDONLY).unwrap();
+        assert_eq!(images.read(sh, handle).unwrap(), b"#!");
+        assert_eq!(images.open(sh, nix::libc::O_RDWR).map(drop), EROFS);
+        assert!(images.open(sh, nix::libc::O_RDONLY | nix::libc::O_TRUNC).is_err());
+        assert_eq!(
+            [images.create(bin, "new"), images.mkdir(ROOT, "new"), images.unlink(bin, "sh")],
+            [EROFS; 3]
+        );
+
+        let (writable, shown) = (volumes.walk("web@1/0").unwrap(), volumes.walk("web@1/1").unwrap());
+        volumes.create(writable, "new").unwrap();
+        assert!(own.join("new").exists());
+        let file = volumes.walk("web@1/1/kept").unwrap();
+        assert_eq!(volumes.open(file, nix::libc::O_RDWR).map(drop), EROFS);
+        assert_eq!([volumes.create(shown, "new"), volumes.unlink(shown, "kept")], [EROFS; 2]);
+        // No place for a symbolic link among the mount points, and no way up: the daemon takes names as they are.
+        assert_eq!([volumes.create(ROOT, "web@2"), volumes.mkdir(ROOT, "web@2")], [EROFS; 2]);
+        assert_eq!(volumes.unlink(writable, "../1/kept"), EROFS);
+        let up = place.dir.path().strip_prefix("/").unwrap().join("other/kept");
+        assert!(volumes.unlink(writable, &format!("../../../../../{}", up.display())).is_err());
+
+        drop((images, volumes));
+        let mut death = place.share.death();
+        let told =
+            tokio::time::timeout(DEADLINE, death.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
+        let told = told.unwrap();
+        assert!(told.ends_with("has ended (exit status: 0)"), "{told}");
+        place.share.stop().await.unwrap();
+    });
+    assert_eq!([&layer, &other].map(|tree| fingerprint(tree)), before);
     place.end();
 }
 

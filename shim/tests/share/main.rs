@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of a test fail it by panicking")]
 
 mod daemons;
+mod frontend;
 mod mounts;
 mod place;
 
@@ -24,6 +25,7 @@ const TESTS: &[(&str, fn())] = &[
     ("sockets, devices and missing paths are refused", mounts::bad_volumes_are_refused),
     ("links among the mount points are not followed", mounts::planted_links_are_not_followed),
     ("daemon sees what is added later, without write access", daemons::daemon_sees_what_is_added_later),
+    ("a hostile guest can not write what is read-only", daemons::hostile_guest_can_not_write),
     ("death of a daemon is told once, with its cause", daemons::death_is_told),
     ("a daemon that can not start says why", daemons::failed_start_says_why),
 ];
