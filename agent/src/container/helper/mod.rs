@@ -90,14 +90,15 @@ fn run(agent: &HelperEnd, container: Option<OwnedFd>) -> Result<(), Failure> {
                 | CloneFlags::CLONE_NEWPID
                 | CloneFlags::CLONE_NEWIPC
                 | CloneFlags::CLONE_NEWUTS
-                | CloneFlags::CLONE_NEWNET
-                | CloneFlags::CLONE_NEWCGROUP;
+                | CloneFlags::CLONE_NEWNET;
             setns(&container, all).context(|| "Could not join the container's namespaces")?;
-            drop(container);
             match fork::sibling(0, &cgroup)? {
                 Some(pid) => Ok(agent.send(&Report::Forked(pid), None)?),
                 None => {
-                    drop(cgroup);
+                    // Not before the fork: under nsdelegate nobody enters a cgroup from outside his cgroup namespace.
+                    setns(&container, CloneFlags::CLONE_NEWCGROUP)
+                        .context(|| "Could not join the container's cgroup namespace")?;
+                    drop((container, cgroup));
                     exec(agent, &process)
                 }
             }
