@@ -4,6 +4,7 @@
 //! knows no VMM; `sandbox` is the pod and calls `vm`, `share`, `network`, `guest` and `snapshot`, which do not
 //! know each other's users; `snapshot` alone parses snapshot files.
 
+pub mod bootstrap;
 pub mod cgroup;
 pub mod config;
 mod container;
@@ -12,8 +13,10 @@ pub mod events;
 pub mod guest;
 pub mod images;
 pub mod ledger;
+mod log;
 pub mod network;
 pub mod sandbox;
+pub mod service;
 pub mod share;
 pub mod snapshot;
 mod stats;

@@ -2,11 +2,15 @@
 
 use std::process::ExitCode;
 
+use shim::{bootstrap, share::virtiofsd, stub};
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    match arguments.next() {
-        Some(mode) if mode == shim::share::virtiofsd::MODE => shim::share::virtiofsd::main(arguments),
-        Some(mode) if mode == shim::stub::MODE => shim::stub::main(arguments),
-        _ => ExitCode::FAILURE,
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    let mode = arguments.peek().and_then(|mode| mode.to_str()).unwrap_or_default().to_owned();
+    match mode.as_str() {
+        stub::MODE => stub::main(arguments.skip(1)),
+        virtiofsd::MODE => virtiofsd::main(arguments.skip(1)),
+        bootstrap::SERVE => bootstrap::serve(arguments.skip(1)),
+        _ => bootstrap::main(arguments),
     }
 }

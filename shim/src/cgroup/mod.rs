@@ -19,6 +19,17 @@ use hierarchy::Hierarchy;
 /// The processes of a pod that are not a container's: the VMM and what it needs.
 const VMM: &str = "vmm";
 
+/// `cgroup.procs` files of the cgroup `path` (relative to the root) in the hierarchies where it exists.
+///
+/// # Errors
+/// `FailedPrecondition` if no cgroup filesystem is mounted.
+pub fn existing(path: &Path) -> Result<Vec<PathBuf>> {
+    let below = path.strip_prefix("/").unwrap_or(path);
+    let files =
+        hierarchy::mounted()?.into_iter().map(|hierarchy| hierarchy.root().join(below).join("cgroup.procs"));
+    Ok(files.filter(|file| file.exists()).collect())
+}
+
 /// The cgroup of one pod, in every hierarchy.
 #[derive(Debug)]
 pub struct PodCgroup {

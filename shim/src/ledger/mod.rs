@@ -79,7 +79,7 @@ struct State {
 }
 
 impl Ledger {
-    /// Makes `dir` (mode 0700; its parents too) with an empty record.
+    /// Makes `dir` (mode 0700; its parents too) with an empty record, and a link to it in the owner's bundle.
     ///
     /// # Errors
     /// `AlreadyExists` if `dir` has a record: whoever made it must be gone, and its resources released, first.
@@ -94,9 +94,17 @@ impl Ledger {
                 ),
             ));
         }
+        store::link(&owner.bundle, dir)?;
         let record = store::Record::new(owner);
         store::write(dir, &record)?;
         Ok(Self::with(dir, record))
+    }
+
+    /// The directory of the sandbox whose first container has `bundle`; none if it never had one. For those who don't
+    /// know the config that the sandbox was made with.
+    #[must_use]
+    pub fn of_bundle(bundle: &Path) -> Option<PathBuf> {
+        store::linked(bundle)
     }
 
     /// Reads the record that an earlier process left in `dir`.

@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,8 @@ use crate::error::{Context, Error, Kind, Result};
 const NAME: &str = "sandbox.json";
 /// The next version of the record until it is complete. One name is enough: the ledger's lock lets one writer in.
 const NEXT: &str = "sandbox.json.next";
+/// In the bundle of the sandbox's first container, a link to the sandbox's directory.
+const LINK: &str = "vm";
 /// A change that an older shim would misread makes this grow.
 const FORMAT: u32 = 1;
 
@@ -48,6 +50,23 @@ pub(super) fn make_directory(dir: &Path) -> Result<()> {
 
 pub(super) fn exists(dir: &Path) -> bool {
     dir.join(NAME).symlink_metadata().is_ok()
+}
+
+/// Lets those who know only the bundle find `dir`.
+pub(super) fn link(bundle: &Path, dir: &Path) -> Result<()> {
+    if !bundle.exists() {
+        return Ok(());
+    }
+    let (path, next) = (bundle.join(LINK), bundle.join(format!(".{LINK}")));
+    let linked = match fs::remove_file(&next) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => symlink(dir, &next).and_then(|()| fs::rename(&next, &path)),
+    };
+    linked.context(|| format!("Could not link {} to {}", path.display(), dir.display()))
+}
+
+pub(super) fn linked(bundle: &Path) -> Option<PathBuf> {
+    fs::read_link(bundle.join(LINK)).ok()
 }
 
 pub(super) fn write(dir: &Path, record: &Record) -> Result<()> {

@@ -51,6 +51,19 @@ fn a_record_survives_its_process() {
 }
 
 #[test]
+fn the_bundle_leads_to_the_record() {
+    let temp = tempfile::tempdir().unwrap();
+    let bundle = temp.path().join("bundle");
+    fs::create_dir(&bundle).unwrap();
+    assert_eq!(Ledger::of_bundle(&bundle), None);
+    for name in ["one", "two"] {
+        let dir = temp.path().join(name);
+        Ledger::create(&dir, Owner { bundle: bundle.clone(), ..owner() }).unwrap();
+        assert_eq!(Ledger::of_bundle(&bundle), Some(dir));
+    }
+}
+
+#[test]
 fn nothing_is_claimed_after_the_end() {
     let temp = tempfile::tempdir().unwrap();
     let ledger = Ledger::create(&temp.path().join("pod"), owner()).unwrap();

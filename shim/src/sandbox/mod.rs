@@ -65,6 +65,16 @@ impl Sandbox {
         Arc::new(Sandbox { home, events, state: Mutex::default(), creating: tokio::sync::Mutex::default() })
     }
 
+    /// Ends everything that is left: containers, the VM, and what the host holds of them. Answers what failed. For a
+    /// shim that has been told to end.
+    pub async fn end(&self) -> Vec<Error> {
+        let pod = self.state().pod.take();
+        match pod {
+            Some(pod) => stop::stop(self, &pod).await,
+            None => Vec::new(),
+        }
+    }
+
     /// The pod, from the first Create on.
     fn pod(&self) -> Result<Arc<Pod>> {
         let text = || format!("Sandbox {} has no container", self.home.id);
