@@ -7,6 +7,7 @@ use agent_proto::agent::CreateSandboxRequest;
 
 use super::pod::{Machine, Pod, blocking};
 use super::restore;
+use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::guest::{Agent, spec};
 use crate::network::{self, GuestNetwork};
@@ -51,7 +52,7 @@ async fn assemble(pod: &Arc<Pod>) -> Result<(Arc<dyn Vm>, Vec<String>)> {
         dir: pod.ledger.dir().to_path_buf(),
         kernel: pod.assets.kernel.clone(),
         initramfs: pod.assets.initramfs.clone(),
-        kernel_params: pod.config.kernel_params().to_owned(),
+        kernel_params: kernel_params(&pod.config),
         vcpus: pod.size.vcpus,
         memory: pod.size.memory,
         ram,
@@ -60,6 +61,12 @@ async fn assemble(pod: &Arc<Pod>) -> Result<(Arc<dyn Vm>, Vec<String>)> {
         placement: Placement { netns: Some(pod.netns.clone()), cgroup_procs: procs },
     };
     Ok((pod.vmm.machine(machine, &pod.ledger), macs))
+}
+
+/// Kernel parameters that the config adds to the VMM's own.
+fn kernel_params(config: &Config) -> String {
+    let own = config.kernel_params();
+    if config.guest_debug() { format!("ignore_loglevel microvm.log=debug {own}") } else { own.to_owned() }
 }
 
 async fn attach(pod: &Arc<Pod>) -> Result<Vec<NetDevice>> {
