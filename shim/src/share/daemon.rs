@@ -217,12 +217,20 @@ async fn watch_child(
     }
 }
 
-/// Kills the children of a process that has one thread; whether it had any.
+/// Kills the children of a process; whether it had any. Not every kernel lists them (`CONFIG_PROC_CHILDREN`), so
+/// all processes are asked for their parent.
 fn kill_children(process: &Resource) -> bool {
-    let Resource::Process { pid, .. } = process else { return false };
-    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw);
-    children.filter(|child| kill(*child, Signal::SIGKILL).is_ok()).count() > 0
+    let Resource::Process { pid: parent, .. } = process else { return false };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let children = pids.filter(|pid| parent_of(*pid).is_some_and(|found| found == *parent));
+    children.filter(|child| kill(Pid::from_raw(*child), Signal::SIGKILL).is_ok()).count() > 0
+}
+
+/// The parent of a process, which is the second field behind its name.
+fn parent_of(pid: i32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {

@@ -206,10 +206,12 @@ impl Server {
         Ok(Server(server))
     }
 
-    pub(super) async fn stop(mut self) -> ShimResult<()> {
-        self.0.disconnect().await;
-        self.0.stop_listen().await;
-        Ok(())
+    /// Serves no more. The connection ends on its own: the server would wait ten seconds for the client to leave first.
+    pub(super) fn stop(mut self) {
+        tokio::spawn(async move {
+            self.0.stop_listen().await;
+            self.0.disconnect().await;
+        });
     }
 }
 

@@ -166,11 +166,10 @@ impl Vm for ScriptedVm {
     async fn stop(&self) -> Result<()> {
         self.note("stop");
         self.die("signal 9");
-        let server = self.server.lock().await.take();
-        match server {
-            Some(server) => server.stop().await,
-            None => Ok(()),
+        if let Some(server) = self.server.lock().await.take() {
+            server.stop();
         }
+        Ok(())
     }
 
     fn death(&self) -> watch::Receiver<Option<Death>> {
