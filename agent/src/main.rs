@@ -19,6 +19,8 @@ use tokio::sync::Notify;
 
 /// Where the guest's one hierarchy of cgroups is.
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// This binary, for the processes that it helps itself with.
+const SELF: &str = "/proc/self/exe";
 /// Threads that serve: a second one answers while the first is in a call that takes its time.
 const WORKERS: usize = 2;
 /// Threads for what blocks, at most: mounts that hang must not use up all there are.
@@ -68,8 +70,8 @@ fn serve(params: &Params) -> Result<()> {
         network.start_loopback().await?;
         dns::link()?;
         let reaper = Reaper::start()?;
-        let containers = Runtime::new(reaper.clone(), Path::new(CGROUPS), PathBuf::from("/proc/self/exe"))?;
-        let sandbox = Sandbox::new(containers, reaper);
+        let containers = Runtime::new(reaper.clone(), Path::new(CGROUPS), PathBuf::from(SELF))?;
+        let sandbox = Sandbox::new(containers, reaper, PathBuf::from(SELF));
         let parts = Arc::new(Parts { sandbox, network, end: Notify::new() });
         let listener = transport::listen(params.channel).await?;
         log::info!("Agent {} serves", env!("CARGO_PKG_VERSION"));

@@ -27,6 +27,8 @@ mod usage;
 pub struct Sandbox {
     runtime: Arc<Runtime>,
     reaper: Arc<Reaper>,
+    /// The agent's binary.
+    agent: PathBuf,
     storages: Storages,
     state: Mutex<State>,
 }
@@ -68,10 +70,10 @@ struct Parts {
 }
 
 impl Sandbox {
-    /// An empty sandbox.
+    /// An empty sandbox. `agent`: the agent's binary (`/proc/self/exe`).
     #[must_use]
-    pub fn new(runtime: Arc<Runtime>, reaper: Arc<Reaper>) -> Arc<Self> {
-        Arc::new(Self { runtime, reaper, storages: Storages::default(), state: Mutex::default() })
+    pub fn new(runtime: Arc<Runtime>, reaper: Arc<Reaper>, agent: PathBuf) -> Arc<Self> {
+        Arc::new(Self { runtime, reaper, agent, storages: Storages::default(), state: Mutex::default() })
     }
 
     /// Makes the pod's namespaces and storages.
@@ -83,8 +85,8 @@ impl Sandbox {
             return Err(Error::new(Kind::AlreadyExists, "This guest has its sandbox already"));
         }
         let (hostname, pids) = (request.hostname.clone(), request.sandbox_pidns);
-        let reaper = self.reaper.clone();
-        let namespaces = blocking(move || Shared::make(&hostname, pids, &reaper)).await?;
+        let (reaper, agent) = (self.reaper.clone(), self.agent.clone());
+        let namespaces = blocking(move || Shared::make(&hostname, pids.then_some(&agent), &reaper)).await?;
         let mut storages = Vec::new();
         let made = match self.acquire(&request.storages, &mut storages).await {
             Ok(()) => dns::write(request.dns).await,

@@ -30,15 +30,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Makes them. Blocks shortly; the reaper gets the init process of a pid namespace, run from the file `agent`.
+    /// Makes them. Blocks shortly. With the agent's binary, a pid namespace too, whose init process it runs.
     ///
     /// # Errors
     /// `InvalidArgument` for a hostname the kernel refuses, else the step that failed; nothing is left of it.
-    pub fn make(hostname: &str, with_pids: bool, reaper: &Arc<Reaper>) -> Result<Self> {
+    pub fn make(hostname: &str, agent: Option<&PathBuf>, reaper: &Arc<Reaper>) -> Result<Self> {
         fs::create_dir_all(HOME).context(|| format!("Could not make {HOME}"))?;
         // A thread of its own: it leaves the agent's namespaces and must not serve anything else afterwards.
         let made = thread::scope(|scope| {
-            scope.spawn(|| in_new_namespaces(hostname, with_pids, reaper)).join().unwrap_or_else(|_| {
+            scope.spawn(|| in_new_namespaces(hostname, agent, reaper)).join().unwrap_or_else(|_| {
                 Err(Error::new(Kind::Internal, "The thread that makes namespaces broke off"))
             })
         });
@@ -98,16 +98,14 @@ fn file(kind: &str) -> PathBuf {
     Path::new(HOME).join(kind)
 }
 
-fn in_new_namespaces(hostname: &str, with_pids: bool, reaper: &Arc<Reaper>) -> Result<Option<Child>> {
+fn in_new_namespaces(hostname: &str, agent: Option<&PathBuf>, reaper: &Arc<Reaper>) -> Result<Option<Child>> {
     unshare(CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS).context(|| "Could not make namespaces")?;
     name_host(hostname)?;
     keep("ipc", "/proc/thread-self/ns/ipc")?;
     keep("uts", "/proc/thread-self/ns/uts")?;
-    if !with_pids {
-        return Ok(None);
-    }
+    let Some(agent) = agent else { return Ok(None) };
     unshare(CloneFlags::CLONE_NEWPID).context(|| "Could not make a pid namespace")?;
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(agent);
     command.arg(INIT).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let init = reaper.spawn(&mut command)?;
     let kept = keep("pid", &format!("/proc/{}/ns/pid", init.pid()));
