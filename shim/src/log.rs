@@ -88,15 +88,24 @@ fn line(time: SystemTime, level: Level, text: &str, fields: &str) -> Vec<u8> {
     };
     let head = format!("time=\"{}\" level={level} msg=", rfc3339(time));
     let room = MAX_LINE.saturating_sub(head.len() + fields.len() + 1);
-    let mut text = text.to_owned();
-    let mut message = quoted(&text);
-    while message.len() > room && !text.is_empty() {
-        // Quoting may have made it longer: cut by the excess, and look again.
-        let keep = text.len().saturating_sub((message.len() - room).max(4));
-        text.truncate(text.floor_char_boundary(keep));
-        message = quoted(&format!("{text}…"));
+    let mut message = quoted(text);
+    if message.len() > room {
+        message = cut(text, room);
     }
     format!("{head}{message}{fields}\n").into_bytes()
+}
+
+/// As much of the text, in quotes, as fits into `room` bytes.
+fn cut(text: &str, room: usize) -> String {
+    const END: &str = "…\"";
+    let mut message = String::from('"');
+    for piece in text.chars().map(char::escape_debug) {
+        if message.len() + piece.clone().map(char::len_utf8).sum::<usize>() + END.len() > room {
+            break;
+        }
+        message.extend(piece);
+    }
+    message + END
 }
 
 /// The text in quotes if it needs them, so that no text can look like several fields or lines.
