@@ -11,6 +11,8 @@ use crate::error::{Context, Kind, Result};
 
 /// Version of the Task API that we announce. With 3, containers of a pod come to the pod's shim without another `start`.
 const TASK_VERSION: i32 = 3;
+/// What containerd 1.7 takes at most.
+const OLD_TASK_VERSION: i32 = 2;
 const PROTOCOL: &str = "ttrpc";
 /// Packages of messages that carry a runtime's options; extensions hold other things as well.
 const OPTION_TYPES: [&str; 2] = ["runtimeoptions.v1.Options", "containerd.runc.v1.Options"];
@@ -18,7 +20,9 @@ const OPTION_TYPES: [&str; 2] = ["runtimeoptions.v1.Options", "containerd.runc.v
 /// How this containerd talks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// Up to containerd 2.2.
+    /// containerd 1.7. Its `start` is the same as that of [`Dialect::Json`]; only its binary's version tells.
+    OldJson,
+    /// containerd 2.0 to 2.2.
     Json,
     /// From containerd 2.3 on.
     Protobuf,
@@ -76,11 +80,8 @@ fn nearest(level: i32) -> LevelFilter {
 /// The reply that tells containerd where the shim listens: `unix://` and a path.
 pub(super) fn reply(dialect: Dialect, address: &str) -> Result<Vec<u8>> {
     match dialect {
-        Dialect::Json => {
-            let reply =
-                serde_json::json!({"version": TASK_VERSION, "address": address, "protocol": PROTOCOL});
-            Ok(reply.to_string().into_bytes())
-        }
+        Dialect::OldJson => Ok(json(OLD_TASK_VERSION, address)),
+        Dialect::Json => Ok(json(TASK_VERSION, address)),
         Dialect::Protobuf => {
             let result = BootstrapResult {
                 version: TASK_VERSION,
@@ -91,4 +92,8 @@ pub(super) fn reply(dialect: Dialect, address: &str) -> Result<Vec<u8>> {
             result.write_to_bytes().context(|| "Could not encode the reply to containerd".into())
         }
     }
+}
+
+fn json(version: i32, address: &str) -> Vec<u8> {
+    serde_json::json!({"version": version, "address": address, "protocol": PROTOCOL}).to_string().into_bytes()
 }

@@ -2,6 +2,7 @@
 //! up after one, `-info` and `-v` describe the runtime. Called by `main`.
 
 mod bundle;
+mod daemon;
 mod delete;
 mod dialect;
 mod flags;

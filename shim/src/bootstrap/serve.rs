@@ -56,11 +56,22 @@ async fn serve(flags: &Flags) -> Result<()> {
         vmm: None,
     };
     let sandbox = Sandbox::new(home, events.clone());
-    let service = Service::start(listener, Arc::new(Served(sandbox.clone()))).await?;
+    let socket = flags.socket.clone();
+    // A socket that answers would make the next `start` with this id hand out a shim that is about to end.
+    let leave = move || {
+        if let Err(error) = socket::unlink(&socket) {
+            log::error!("{}", error.chain());
+        }
+    };
+    let leave_on_signal = leave.clone();
+    let service = Service::start(listener, Arc::new(Served(sandbox.clone())), leave).await?;
     log::info!("Serving on {}", flags.socket.display());
     tokio::select! {
         () = service.ended() => log::info!("Ending: containerd asked for it"),
-        name = signals.end() => log::info!("Ending: {name}"),
+        name = signals.end() => {
+            log::info!("Ending: {name}");
+            leave_on_signal();
+        }
     }
     for failure in sandbox.end().await {
         log::error!("At the end: {}", failure.chain());
@@ -68,10 +79,8 @@ async fn serve(flags: &Flags) -> Result<()> {
     if let Err(error) = events.flush(FLUSH_LIMIT).await {
         log::warn!("{error}");
     }
-    // From here on a new shim may take the place.
-    let unlinked = socket::unlink(&flags.socket);
     service.stop().await;
-    unlinked
+    Ok(())
 }
 
 /// The listener that `start` has bound for us.

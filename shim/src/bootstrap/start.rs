@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Child;
 
 use super::bundle::{self, Bundle};
-use super::dialect::{self, Params};
+use super::daemon;
+use super::dialect::{self, Dialect, Params};
 use super::flags::Flags;
 use super::launch;
 use super::socket::{self, Bound};
@@ -35,7 +36,11 @@ pub(super) fn start(flags: &Flags, input: &[u8]) -> Result<Vec<u8>> {
             served.map_err(|error| error.with_cleanup(socket::unlink(&path).err().into_iter().collect()))?;
         }
     }
-    dialect::reply(params.dialect, &address)
+    let dialect = match params.dialect {
+        Dialect::Json if daemon::is_version_1(&flags.publish_binary) => Dialect::OldJson,
+        dialect => dialect,
+    };
+    dialect::reply(dialect, &address)
 }
 
 /// The server's flags. The config is read here already: what is wrong with it reaches the user this way only.

@@ -35,13 +35,18 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// Answers requests on `listener`, on as many connections as come, until [`Service::stop`].
+    /// Answers requests on `listener`, on as many connections as come, until [`Service::stop`]. `at_end` runs when
+    /// containerd has asked for the end, before it gets its answer: then it may start another shim in this one's place.
     ///
     /// # Errors
     /// `Internal` if the server can't be started.
-    pub async fn start(listener: UnixListener, tasks: Arc<dyn Tasks>) -> Result<Self> {
+    pub async fn start(
+        listener: UnixListener,
+        tasks: Arc<dyn Tasks>,
+        at_end: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self> {
         let (end, ended) = watch::channel(false);
-        let methods = Methods { tasks, end: Arc::new(end) };
+        let methods = Methods { tasks, end: Arc::new(end), at_end: Arc::new(at_end) };
         let mut server = Server::new().add_listener(listener.into());
         for services in both_versions(methods) {
             server = server.register_service(services);
@@ -74,6 +79,7 @@ fn both_versions(methods: Methods) -> [HashMap<String, ttrpc::r#async::Service>;
 struct Methods {
     tasks: Arc<dyn Tasks>,
     end: Arc<watch::Sender<bool>>,
+    at_end: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Methods {
@@ -249,9 +255,10 @@ impl Task for Methods {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<Empty> {
-        let (tasks, end) = (self.tasks.clone(), self.end.clone());
+        let (tasks, end, at_end) = (self.tasks.clone(), self.end.clone(), self.at_end.clone());
         let work = async move {
             if tasks.shutdown().await? {
+                at_end();
                 end.send_replace(true);
             }
             Ok(())

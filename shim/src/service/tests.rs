@@ -150,7 +150,7 @@ impl Tasks for Fake {
 }
 
 struct Served {
-    _temp: TempDir,
+    temp: TempDir,
     address: String,
     fake: Arc<Fake>,
     service: Service,
@@ -160,9 +160,12 @@ impl Served {
     async fn start() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("s");
+        let address = format!("unix://{}", path.display());
         let fake = Arc::new(Fake::default());
-        let service = Service::start(UnixListener::bind(&path).unwrap(), fake.clone()).await.unwrap();
-        Served { address: format!("unix://{}", path.display()), _temp: temp, fake, service }
+        let listener = UnixListener::bind(&path).unwrap();
+        let unlink = move || std::fs::remove_file(&path).unwrap();
+        let service = Service::start(listener, fake.clone(), unlink).await.unwrap();
+        Served { address, temp, fake, service }
     }
 
     async fn client(&self) -> TaskClient {
@@ -363,8 +366,10 @@ async fn shutdown_ends_the_service_only_when_nothing_is_left() {
     *served.fake.busy.lock().unwrap() = true;
     client.shutdown(Ctx::default(), &api::ShutdownRequest::default()).await.unwrap();
     assert!(timeout(Duration::from_millis(50), served.service.ended()).await.is_err());
+    assert!(served.temp.path().join("s").exists());
     *served.fake.busy.lock().unwrap() = false;
     client.shutdown(Ctx::default(), &api::ShutdownRequest::default()).await.unwrap();
+    assert!(!served.temp.path().join("s").exists(), "another shim may come as soon as this one has answered");
     timeout(LIMIT, served.service.ended()).await.unwrap();
     timeout(LIMIT, served.service.stop()).await.unwrap();
 }
