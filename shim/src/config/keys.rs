@@ -53,7 +53,6 @@ pub(super) struct Values {
     pub(super) snapshot_store: PathBuf,
     pub(super) snapshot_ram: StoreRam,
     pub(super) disk_volumes: DiskVolume,
-    pub(super) ram_dir: Option<PathBuf>,
     pub(super) run_dir: PathBuf,
     pub(super) log_level: LevelFilter,
     pub(super) guest_debug: bool,
@@ -84,7 +83,6 @@ impl Values {
             snapshot_store: PathBuf::new(),
             snapshot_ram: StoreRam::default(),
             disk_volumes: DiskVolume::default(),
-            ram_dir: None,
             run_dir: PathBuf::new(),
             log_level: LevelFilter::Off,
             guest_debug: false,
@@ -243,15 +241,6 @@ pub(super) const KEYS: &[Key] = &[
         set: |values, value| value::optional_path(value).map(|path| values.virtiofsd_path = path),
     },
     Key {
-        name: "ram_dir",
-        group: None,
-        default: "\"\"",
-        text: "Directory for the guests' RAM files. On the filesystem of `snapshot_store`, if that is xfs or btrfs, \
-               RAM is saved and restored by reflink. Empty: a tmpfs of each sandbox, which is right almost always.",
-        annotation: false,
-        set: |values, value| value::optional_path(value).map(|path| values.ram_dir = path),
-    },
-    Key {
         name: "run_dir",
         group: None,
         default: "\"/run/microvm\"",
@@ -308,11 +297,12 @@ pub(super) const KEYS: &[Key] = &[
         name: "disk_volumes",
         group: None,
         default: "\"refuse\"",
-        text: "What a checkpoint does with an emptyDir on a disk of the host: \"refuse\" names the volume and fails, \
-               \"pack\" makes its files part of the snapshot.",
+        text: "What a checkpoint does with an emptyDir on a disk of the host, whose files are not in guest memory: \
+               \"refuse\" names the volume and fails, \"leave\" goes on without its files, and a restored pod finds its \
+               own empty volume there.",
         annotation: false,
         set: |values, value| {
-            let names = [("refuse", DiskVolume::Refuse), ("pack", DiskVolume::Pack)];
+            let names = [("refuse", DiskVolume::Refuse), ("leave", DiskVolume::Leave)];
             value::choice(value, &names).map(|choice| values.disk_volumes = choice)
         },
     },

@@ -53,8 +53,8 @@ pub enum DiskVolume {
     /// The checkpoint is refused and names the volume.
     #[default]
     Refuse,
-    /// Its files become part of the snapshot.
-    Pack,
+    /// Its files are left out: a restored pod has its own volume there.
+    Leave,
 }
 
 /// How `microvmctl snapshot import` keeps guest RAM in the node's store.
@@ -210,12 +210,6 @@ impl Config {
     #[must_use]
     pub fn disk_volumes(&self) -> DiskVolume {
         self.0.disk_volumes
-    }
-
-    /// Directory for guest RAM instead of a tmpfs of each sandbox.
-    #[must_use]
-    pub fn ram_dir(&self) -> Option<&Path> {
-        self.0.ram_dir.as_deref()
     }
 
     /// Directory that holds the sandboxes' directories: `<run_dir>/<namespace>/<sandbox id>`.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::Sandbox;
 use super::pod::{Machine, Pod, blocking};
 use super::record;
+use crate::config::DiskVolume;
 use crate::error::{Error, Result};
 use crate::snapshot::{Form, Save};
 
@@ -19,7 +20,9 @@ const COPY: Duration = Duration::from_secs(60);
 pub(super) async fn checkpoint(sandbox: &Sandbox, pod: &Arc<Pod>, path: &Path) -> Result<()> {
     let _busy = pod.busy.lock().await;
     let machine = pod.machine()?;
-    record::refuse_disk_volumes(&sandbox.containers())?;
+    if pod.config.disk_volumes() == DiskVolume::Refuse {
+        record::refuse_disk_volumes(&sandbox.containers())?;
+    }
     let contents = record::contents(sandbox, pod, machine).await?;
     let into = path.to_path_buf();
     // containerd copies the directory several times and fills its holes: the packed form is the one to give it.

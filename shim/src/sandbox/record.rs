@@ -11,7 +11,7 @@ use crate::guest::spec;
 use crate::images;
 use crate::snapshot::manifest::{
     ContainerRecord, ContainerState, Contents, ExecRecord, ImageRecord, MachineShape, Made, SandboxFacts,
-    VolumeKind, VolumeRecord,
+    VolumeRecord,
 };
 use crate::task::Status;
 
@@ -61,7 +61,6 @@ async fn container_record(pod: &Pod, container: &Container) -> Result<Option<Con
         index: volume.index,
         destination: volume.destination.clone(),
         read_only: volume.read_only,
-        kind: VolumeKind::Host,
     });
     Ok(Some(ContainerRecord {
         guest_name: guest.name.as_str().into(),
@@ -115,7 +114,7 @@ pub(super) fn refuse_disk_volumes(containers: &[Arc<Container>]) -> Result<()> {
             Kind::FailedPrecondition,
             format!(
                 "Volume {} of container {} is an emptyDir on a disk, whose files are not in a snapshot; give it \
-                 medium: Memory",
+                 medium: Memory, or set disk_volumes = \"leave\" in the config",
                 volume.destination, container.id
             ),
         )),

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::manifest::Role;
 use super::{FinishedSave, Form, Save, Snapshot};
 use crate::error::Result;
 
@@ -21,10 +20,6 @@ impl Snapshot {
 
     fn fill(&self, save: &mut Save) -> Result<Vec<String>> {
         let state = self.state_into(save.dir())?;
-        for volume in self.manifest().files.iter().filter(|file| file.role == Role::Volume) {
-            let mut to = save.volume(&volume.name)?;
-            self.volume_to(&volume.name, &mut to)?;
-        }
         save.fill_ram(self.manifest().contents.machine.memory, |file| self.ram_to(file))?;
         Ok(state)
     }

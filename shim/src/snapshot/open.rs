@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::dir::{Dir, write_error};
-use super::manifest::{self, FileRecord, Manifest, Role};
+use super::manifest::{self, FileRecord, Manifest};
 use super::ram::{self, Source};
 use super::{Checksum, MANIFEST, RAM, RAM_INDEX, checksum};
 use crate::error::{Context, Error, Kind, Result};
@@ -73,19 +73,8 @@ impl Snapshot {
     /// `InvalidArgument` when a file was changed. What was copied by then stays; `into` is the caller's.
     pub fn state_into(&self, into: &Path) -> Result<Vec<String>> {
         let into = Dir::open(into)?;
-        let state = self.manifest.files.iter().filter(|file| file.role == Role::State);
-        state.map(|record| self.copy_file(record, &into).map(|()| record.name.clone())).collect()
-    }
-
-    /// Copies the packed volume `name` to `to`, as above.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when the file was changed, `NotFound` when there is no such volume.
-    pub fn volume_to(&self, name: &str, to: &mut File) -> Result<()> {
-        let volume = self.manifest.files.iter().find(|file| file.role == Role::Volume && file.name == name);
-        let record = volume
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("The snapshot has no volume {name:?}")))?;
-        self.read_file(record, &mut |piece| to.write_all(piece))
+        let state = &self.manifest.files;
+        state.iter().map(|record| self.copy_file(record, &into).map(|()| record.name.clone())).collect()
     }
 
     /// Fills the file `into`, which has the size of the guest's RAM, with it: all else in `into` becomes zero.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::dir::{Dir, write_error};
-use super::manifest::{self, Contents, FileRecord, Manifest, RamRecord, Role};
+use super::manifest::{self, Contents, FileRecord, Manifest, RamRecord};
 use super::ram::{self, Form};
 use super::{Checksum, MANIFEST, RAM, RAM_INDEX, checksum};
 use crate::error::{Context, Error, Kind, Result};
@@ -23,7 +23,6 @@ pub struct Save {
     made: bool,
     form: Form,
     captured: Option<Captured>,
-    volumes: Vec<String>,
 }
 
 /// The copy of RAM, taken while the guest stood still.
@@ -57,7 +56,7 @@ impl Save {
                 format!("The directory {} for a snapshot is not empty: it has {name:?}", dir.display()),
             ));
         }
-        Ok(Self { dir: opened, made, form, captured: None, volumes: Vec::new() })
+        Ok(Self { dir: opened, made, form, captured: None })
     }
 
     /// The directory, in which the VMM writes its device state.
@@ -99,16 +98,6 @@ impl Save {
         Ok(())
     }
 
-    /// Makes the file of a packed volume.
-    ///
-    /// # Errors
-    /// When there is such a file already.
-    pub fn volume(&mut self, name: &str) -> Result<File> {
-        let file = self.dir.create_file(name)?;
-        self.volumes.push(name.into());
-        Ok(file)
-    }
-
     /// Writes everything else: packs RAM, takes checksums of `state`, the VMM's files in the directory, makes all
     /// durable, and writes the manifest last. On failure the directory is emptied.
     ///
@@ -143,12 +132,7 @@ impl Save {
             return Err(Error::new(Kind::Internal, text));
         }
         let ram = self.write_ram(&captured)?;
-        let mut files = Vec::new();
-        for (names, role) in [(state, Role::State), (&self.volumes, Role::Volume)] {
-            for name in names {
-                files.push(self.record(name, role)?);
-            }
-        }
+        let mut files = state.iter().map(|name| self.record(name)).collect::<Result<Vec<_>>>()?;
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let manifest = Manifest { contents, ram, files };
         self.write_file(MANIFEST, &manifest::render(&manifest)?)?;
@@ -184,7 +168,7 @@ impl Save {
         sync(&file, name)
     }
 
-    fn record(&self, name: &str, role: Role) -> Result<FileRecord> {
+    fn record(&self, name: &str) -> Result<FileRecord> {
         let file = self.dir.open_file(name)?;
         let mut length = 0;
         let checksum = checksum::stream(&file, |piece| {
@@ -193,7 +177,7 @@ impl Save {
         });
         let checksum = checksum.context(|| format!("Could not read {name}"))?;
         sync(&file, name)?;
-        Ok(FileRecord { name: name.into(), role, length, checksum })
+        Ok(FileRecord { name: name.into(), length, checksum })
     }
 
     /// A VMM that wrote more than it said would make a snapshot that no restore takes.

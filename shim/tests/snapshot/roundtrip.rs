@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
-use shim::snapshot::manifest::{ContainerState, VolumeKind, VolumeRecord};
+use shim::snapshot::manifest::ContainerState;
 use shim::snapshot::{Form, Save, Snapshot};
 
 use crate::support::{MIB, PAGE, contents, empty, names, ram, save, saved, soon, temp};
@@ -84,31 +84,6 @@ fn copies_change_the_form_and_nothing_else() {
         Snapshot::open(&copy).unwrap().restore_ram(&new).unwrap();
         assert_eq!(fs::read(&new).unwrap(), fs::read(temp.path().join("mem")).unwrap());
     }
-}
-
-#[test]
-fn packed_volumes_ride_along() {
-    use std::io::Write;
-    let (temp, _) = saved(Form::Plain);
-    let dir = temp.path().join("with-volume");
-    let mut save = Save::begin(&dir, Form::Plain).unwrap();
-    fs::write(dir.join("state"), "s").unwrap();
-    save.capture_ram(&temp.path().join("mem"), soon()).unwrap();
-    save.volume("volume-0.tar").unwrap().write_all(b"tar").unwrap();
-    let mut pod = contents(4 * MIB);
-    let kind = VolumeKind::Packed("volume-0.tar".into());
-    pod.containers[0].volumes.push(VolumeRecord {
-        index: 1,
-        destination: "/data".into(),
-        read_only: false,
-        kind,
-    });
-    save.finish(pod, &["state".into()]).unwrap();
-    let snapshot = Snapshot::open(&dir).unwrap();
-    let copy = temp.path().join("copy");
-    snapshot.volume_to("volume-0.tar", &mut fs::File::create(&copy).unwrap()).unwrap();
-    assert_eq!(fs::read(copy).unwrap(), b"tar");
-    assert!(snapshot.volume_to("state", &mut tempfile::tempfile().unwrap()).is_err(), "state is no volume");
 }
 
 /// Few pages, often neighbours, so that runs, chunk edges and zero pages with data all occur.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use shim::snapshot::manifest::{
     ContainerRecord, ContainerState, ExecRecord, GuestAssets, ImageRecord, MachineShape, Made, SandboxFacts,
-    VolumeKind, VolumeRecord,
+    VolumeRecord,
 };
 use shim::snapshot::{Contents, FinishedSave, Form, Save};
 use shim::vm::VmmIdentity;
@@ -35,12 +35,7 @@ pub(crate) fn contents(memory: u64) -> Contents {
         state: ContainerState::Running,
         upper_size: memory / 2,
         terminal: true,
-        volumes: vec![VolumeRecord {
-            index: 0,
-            destination: "/etc/config".into(),
-            read_only: true,
-            kind: VolumeKind::Host,
-        }],
+        volumes: vec![VolumeRecord { index: 0, destination: "/etc/config".into(), read_only: true }],
         execs: vec![ExecRecord { id: "sh".into(), terminal: true }],
     };
     let job = ContainerRecord {

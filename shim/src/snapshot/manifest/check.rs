@@ -6,7 +6,7 @@ use std::fmt;
 use super::rules::{self, Want};
 use super::{
     ContainerRecord, ContainerState, Contents, ExecRecord, FileRecord, GuestAssets, ImageRecord,
-    MachineShape, Made, Manifest, RamRecord, Role, SandboxFacts, VolumeKind, VolumeRecord, raw,
+    MachineShape, Made, Manifest, RamRecord, SandboxFacts, VolumeRecord, raw,
 };
 use crate::snapshot::ram::{MAX_MEMORY, index};
 use crate::snapshot::{Checksum, Form, MANIFEST, RAM, RAM_INDEX};
@@ -15,8 +15,6 @@ use crate::vm::VmmIdentity;
 const MIB: u64 = 1 << 20;
 /// Longest file of device state in bytes. QEMU writes half a MiB, Cloud Hypervisor less.
 const MAX_STATE: u64 = 64 * MIB;
-/// Longest packed volume in bytes.
-const MAX_VOLUME: u64 = 1 << 40;
 
 /// What is wrong with one value of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,9 +95,6 @@ pub(super) fn check(raw: raw::Manifest) -> Result<Manifest, Vec<Problem>> {
     let memory = contents.as_ref().map_or(MAX_MEMORY, |contents| contents.machine.memory);
     let ram = c.at("ram", |c| ram(c, &raw.ram, memory));
     let files = files(c, raw.files);
-    if let (Some(contents), Some(files)) = (&contents, &files) {
-        volumes_have_files(c, contents, files);
-    }
     match (contents, ram, files) {
         (Some(contents), Some(ram), Some(files)) if checker.problems.is_empty() => {
             Ok(Manifest { contents, ram, files })
@@ -234,11 +229,7 @@ fn image(c: &mut Checker, raw: raw::Image) -> Option<ImageRecord> {
 
 fn volume(c: &mut Checker, raw: raw::Volume) -> Option<VolumeRecord> {
     let destination = c.value("destination", rules::guest_path(raw.destination));
-    let kind = match raw.kind {
-        raw::VolumeKind::Host => Some(VolumeKind::Host),
-        raw::VolumeKind::Packed(file) => c.value("kind", rules::name(file)).map(VolumeKind::Packed),
-    };
-    Some(VolumeRecord { index: raw.index, destination: destination?, read_only: raw.read_only, kind: kind? })
+    Some(VolumeRecord { index: raw.index, destination: destination?, read_only: raw.read_only })
 }
 
 fn exec(c: &mut Checker, raw: raw::Exec) -> Option<ExecRecord> {
@@ -266,40 +257,18 @@ fn files(c: &mut Checker, raw: Vec<raw::File>) -> Option<Vec<FileRecord>> {
     if !files.is_sorted_by(|a, b| a.name < b.name) {
         c.problem("files", "each only once, sorted by name");
     }
-    if !files.iter().any(|file| file.role == Role::State) {
+    if files.is_empty() {
         c.problem("files", "device state");
     }
     Some(files)
 }
 
 fn file(c: &mut Checker, raw: raw::File) -> Option<FileRecord> {
-    let (role, most) = match raw.role {
-        raw::Role::State => (Role::State, MAX_STATE),
-        raw::Role::Volume => (Role::Volume, MAX_VOLUME),
-    };
     let name = c.value("name", rules::name(raw.name));
     if name.as_deref().is_some_and(|name| [MANIFEST, RAM, RAM_INDEX].contains(&name)) {
         c.problem("name", "another name than those of the format's own files");
     }
-    let length = c.value("length", rules::within(raw.length, 0, most));
+    let length = c.value("length", rules::within(raw.length, 0, MAX_STATE));
     let checksum: Option<Checksum> = c.value("checksum", rules::checksum(&raw.checksum));
-    Some(FileRecord { name: name?, role, length: length?, checksum: checksum? })
-}
-
-/// Each packed volume has its file, and each such file its volume.
-fn volumes_have_files(c: &mut Checker, contents: &Contents, files: &[FileRecord]) {
-    let volumes = contents.containers.iter().flat_map(|container| &container.volumes);
-    let mut wanted: Vec<_> = volumes
-        .filter_map(|volume| match &volume.kind {
-            VolumeKind::Packed(file) => Some(file.as_str()),
-            VolumeKind::Host => None,
-        })
-        .collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let have: Vec<_> =
-        files.iter().filter(|file| file.role == Role::Volume).map(|file| file.name.as_str()).collect();
-    if wanted != have {
-        c.problem("files", format!("exactly the files of the packed volumes: {wanted:?}"));
-    }
+    Some(FileRecord { name: name?, length: length?, checksum: checksum? })
 }

@@ -31,7 +31,7 @@ pub struct Manifest {
     pub contents: Contents,
     /// The guest's RAM.
     pub ram: RamRecord,
-    /// Every other file, sorted by name: the VMM's device state, packed volumes.
+    /// The VMM's device state, sorted by name.
     pub files: Vec<FileRecord>,
 }
 
@@ -179,7 +179,7 @@ pub enum ContainerState {
     Stopped(u32),
 }
 
-/// A volume of a container.
+/// A volume from the host. Its files are not in the snapshot: the new pod brings its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VolumeRecord {
     /// Its place in the share, `volumes/<guest name>@<generation>/<index>`.
@@ -188,18 +188,6 @@ pub struct VolumeRecord {
     pub destination: String,
     /// Whether the container may not write to it.
     pub read_only: bool,
-    /// Where its files are.
-    pub kind: VolumeKind,
-}
-
-/// Where the files of a volume are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum VolumeKind {
-    /// On the host; the new pod brings its own.
-    Host,
-    /// In a file of the snapshot, as a tar archive.
-    Packed(String),
 }
 
 /// A process that was running beside a container's first one.
@@ -225,27 +213,15 @@ pub struct RamRecord {
     pub index: Checksum,
 }
 
-/// A file of a snapshot.
+/// A file with device state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FileRecord {
     /// Its name in the directory.
     pub name: String,
-    /// What it is.
-    pub role: Role,
     /// Its length in bytes.
     pub length: u64,
     /// Checksum of all of it.
     pub checksum: Checksum,
-}
-
-/// What a file of a snapshot is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Device state that the VMM wrote.
-    State,
-    /// A packed volume.
-    Volume,
 }
 
 impl fmt::Display for ContainerState {

@@ -110,14 +110,6 @@ pub(super) struct Volume {
     pub(super) index: u32,
     pub(super) destination: String,
     pub(super) read_only: bool,
-    pub(super) kind: VolumeKind,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum VolumeKind {
-    Host,
-    Packed(String),
 }
 
 #[derive(Deserialize)]
@@ -147,14 +139,6 @@ pub(super) enum Form {
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub(super) name: String,
-    pub(super) role: Role,
     pub(super) length: u64,
     pub(super) checksum: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Role {
-    State,
-    Volume,
 }
