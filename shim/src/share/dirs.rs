@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, open, openat2, unlinkat};
@@ -41,7 +41,7 @@ impl Dirs {
             tree.propagate(Propagation::Private)?;
             tree.propagate(Propagation::Shared)?;
             let place = directory(&path)?;
-            tree.attach(rustix::fd::AsFd::as_fd(&place))?;
+            tree.attach(place.as_fd())?;
             Ok((directory(&base)?, directory(&path)?))
         };
         let (base, shown) = mount().context(failed)?;

@@ -153,9 +153,9 @@ impl Share {
     /// What a daemon says when it does not get ready within 10 s. Then none runs.
     pub async fn start(&self, config: &Config, cgroup_procs: &[PathBuf]) -> Result<()> {
         let mut daemons = self.daemons.lock().await;
-        for (tree, device) in [&self.images, &self.volumes].into_iter().zip(self.devices()) {
-            let images = std::ptr::eq(tree, &self.images);
-            let serve = Serve { tag: device.tag, directory: tree.path().to_owned(), read_only: images };
+        let trees = [(&self.images, true), (&self.volumes, false)];
+        for ((tree, read_only), device) in trees.into_iter().zip(self.devices()) {
+            let serve = Serve { tag: device.tag, directory: tree.path().to_owned(), read_only };
             let place =
                 daemon::Place { program: config.virtiofsd_path(), socket: &device.socket, cgroup_procs };
             match Daemon::start(&serve, &place, &self.ledger, self.death.clone()).await {

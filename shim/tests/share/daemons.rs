@@ -1,6 +1,7 @@
 //! Both daemons as real processes.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,13 +30,24 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-/// The process that serves, behind each one that waits for it.
-fn servers(place: &Place) -> Vec<u32> {
-    let waiters = place.ledger.resources().into_iter().filter_map(|resource| match resource {
+/// The processes that the ledger knows, which wait for those that serve.
+fn waiters(place: &Place) -> Vec<u32> {
+    let pid = |resource| match resource {
         Resource::Process { pid, .. } => Some(pid),
         _ => None,
-    });
-    waiters.flat_map(children).collect()
+    };
+    place.ledger.resources().into_iter().filter_map(pid).collect()
+}
+
+/// The process that serves, behind each one that waits for it.
+fn servers(place: &Place) -> Vec<u32> {
+    waiters(place).into_iter().flat_map(children).collect()
+}
+
+/// What a process has open.
+fn files(pid: u32) -> Vec<PathBuf> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok()).collect()
 }
 
 fn root(pid: u32) -> PathBuf {
@@ -51,9 +63,18 @@ pub(crate) fn daemon_sees_what_is_added_later() {
     let place = Place::new();
     let layer = place.tree("layer", &[("bin/sh", "#")]);
     let data = place.tree("data", &[("a", "1")]);
+    // As of a cgroup, and a descriptor that a careless library has left open for children.
+    let procs = place.tree("cgroup", &[("cgroup.procs", "")]).join("cgroup.procs");
+    let (leak, _other) = nix::unistd::pipe().unwrap();
+    let leaked = fs::read_link(format!("/proc/self/fd/{}", leak.as_raw_fd())).unwrap();
+    assert!(leaked.to_string_lossy().starts_with("pipe:"));
     block_on(async {
-        place.share.start(&config(""), &[]).await.unwrap();
+        place.share.start(&config(""), std::slice::from_ref(&procs)).await.unwrap();
+        assert_eq!(fs::read_to_string(&procs).unwrap(), "0");
         let servers = servers(&place);
+        for pid in servers.iter().copied().chain(waiters(&place)) {
+            assert!(!files(pid).contains(&leaked), "{pid} has {}", leaked.display());
+        }
         let [images, volumes] = servers.as_slice() else { panic!("{servers:?}") };
         for (pid, capabilities) in [(images, "0000000000000004"), (volumes, "00000000880000df")] {
             assert_eq!(status(*pid, "Seccomp:"), "2");

@@ -28,7 +28,7 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>> {
     if profile.DefaultAction.is_empty() {
         return Ok(None);
     }
-    let default = action(&profile.DefaultAction, 0)?;
+    let default = action(&profile.DefaultAction, profile.DefaultErrnoRet)?;
     if default == ScmpAction::Allow && profile.Syscalls.is_empty() {
         return Ok(None);
     }
@@ -175,6 +175,19 @@ mod tests {
         allow_all.Syscalls.clear();
         assert!(compile(&allow_all).unwrap().is_none());
         assert!(compile(&LinuxSeccomp::new()).unwrap().is_none());
+    }
+
+    #[test]
+    fn default_errno_is_the_profiles() {
+        // SECCOMP_RET_ERRNO with the number in its low half: what the instruction at the end returns.
+        let returns = |errno: u32, wanted: u64| {
+            let mut given = profile("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW", &["mkdir"]);
+            given.DefaultErrnoRet = errno;
+            let filter = compile(&given).unwrap().unwrap();
+            filter.instructions.iter().any(|instruction| instruction >> 32 == 0x5_0000 | wanted)
+        };
+        assert!(returns(38, 38) && !returns(38, 1));
+        assert!(returns(0, 1));
     }
 
     #[test]
