@@ -13,6 +13,8 @@ mod filesystem;
 mod life;
 #[path = "container/privileges.rs"]
 mod privileges;
+#[path = "container/resources.rs"]
+mod resources;
 #[path = "container/streams.rs"]
 mod streams;
 #[path = "container/world.rs"]
