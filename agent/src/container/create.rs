@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use log::{error, warn};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::link::Job;
@@ -111,24 +111,34 @@ impl Container {
             execs: Mutex::new(Execs::default()),
             freezing: tokio::sync::Mutex::new(()),
             paused: AtomicBool::new(false),
+            alive: watch::Sender::new(()),
         });
         container.watch_oom();
         container.watch_end();
         container
     }
 
-    /// Passes on what the kernel kills for want of memory, until the cgroup is gone.
+    /// Passes on what the kernel kills for want of memory, as long as there is a container. The kernel does not announce the end of
+    /// a cgroup to those who watch its files.
     fn watch_oom(&self) {
         let mut watch = match self.cgroup.watch_oom() {
             Ok(Some(watch)) => watch,
             Ok(None) => return warn!("Container {}: no memory controller, so no OOM events", self.id),
             Err(error) => return warn!("Container {}: no OOM events: {}", self.id, error.chain()),
         };
-        let (id, events) = (self.id.clone(), self.runtime.oom_sender.clone());
+        let (id, events, mut alive) =
+            (self.id.clone(), self.runtime.oom_sender.clone(), self.alive.subscribe());
         tokio::spawn(async move {
-            while matches!(watch.next().await, Ok(true)) {
-                // Fails only when the whole agent ends.
-                let _ = events.send(id.clone());
+            let pass_on = async {
+                while matches!(watch.next().await, Ok(true)) {
+                    // Fails only when the whole agent ends.
+                    let _ = events.send(id.clone());
+                }
+            };
+            tokio::select! {
+                () = pass_on => {}
+                // Nothing is ever sent: this is the container's end.
+                _ = alive.changed() => {}
             }
         });
     }

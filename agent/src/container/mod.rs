@@ -95,6 +95,8 @@ pub struct Container {
     /// Held while the kernel freezes or thaws, so that two calls do not undo each other. No other call takes it.
     freezing: tokio::sync::Mutex<()>,
     paused: AtomicBool,
+    /// Gone with the container, for tasks that must go too.
+    alive: tokio::sync::watch::Sender<()>,
 }
 
 #[derive(Debug)]
