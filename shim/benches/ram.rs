@@ -46,7 +46,8 @@ fn main() {
             let snapshot = Snapshot::open(&dir).unwrap();
             times[2].push(timed(|| snapshot.verify().unwrap()));
             times[3].push(timed(|| snapshot.restore_ram(&new).unwrap()));
-            assert_eq!(fs::metadata(&new).unwrap().blocks(), fs::metadata(&ram).unwrap().blocks());
+            // Zero pages of the guest are holes afterwards.
+            assert!(fs::metadata(&new).unwrap().blocks() <= fs::metadata(&ram).unwrap().blocks());
             fs::remove_file(&new).unwrap();
             fs::remove_dir_all(&dir).unwrap();
         }
