@@ -14,7 +14,7 @@ const FILE_TYPE: u32 = 0o170_000;
 /// Major and minor number of the console, the only device here.
 const CONSOLE: (u32, u32) = (5, 1);
 
-/// Packs the archive. It is not compressed: an emulated CPU takes longer to unpack it than the VMM to load it.
+/// Packs the archive. Compression gains nothing (docs/decisions/0002-guest-kernel.md).
 pub(super) fn pack(agent: &[u8], modules: &[Module]) -> Result<Vec<u8>> {
     let mut archive = Archive { bytes: Vec::new(), entries: 0 };
     for directory in ["dev", "modules", "proc", "run", "sys", "tmp"] {

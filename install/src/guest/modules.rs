@@ -104,7 +104,7 @@ fn dependencies(module: &Module) -> Result<Vec<String>> {
 }
 
 /// Takes off the signature that Debian's build has appended. The initramfs is vouched for as a whole, by its checksum on
-/// the host, and an emulated CPU needs 30 ms to check one signature.
+/// the host, and an emulated CPU needs about 25 ms to check one signature.
 fn cut_signature(module: &mut Vec<u8>) -> Result<()> {
     /// `struct module_signature` of the kernel's include/linux/module_signature.h: 12 bytes, the last four the length of
     /// the signature before it, in network order.
