@@ -56,10 +56,16 @@ fn output_is_kept_for_the_next_host() {
         });
         // Both wait in the agent once it has answered a call that came after them.
         host.agent.list_routes(ctx(), &Default::default()).await.unwrap();
+        // A forwarded connection tells when the agent has let go of the host, its waiting calls included.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port().into();
+        host.guest.dial(ctx(), &DialRequest { port, ..Default::default() }).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
         reader.abort();
         waiter.abort();
         assert!(reader.await.is_err() && waiter.await.is_err());
         leave(host);
+        assert_eq!(timeout(LONG, peer.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
         let next = world.connect();
         let line =
             WriteStreamRequest { container_id: "web_ovl".into(), data: b"it\n".into(), ..Default::default() };
