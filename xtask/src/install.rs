@@ -65,7 +65,10 @@ fn lay_down(workspace: &Workspace, root: &Path, containerd: Containerd) -> Resul
 
 /// The text of a config with all defaults: `microvmctl` knows it, and was just built.
 fn config(ctl: &Path) -> Result<String> {
-    let output = Command::new(ctl).arg("config").output().with_context(|| format!("Could not run {}", ctl.display()))?;
+    let output = Command::new(ctl)
+        .arg("config")
+        .output()
+        .with_context(|| format!("Could not run {}", ctl.display()))?;
     if !output.status.success() {
         bail!("{} config failed: {}", ctl.display(), String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -76,6 +76,8 @@ pub(crate) struct Container {
     pub(crate) init: Arc<Process>,
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
     cgroup: Mutex<Option<Arc<ContainerCgroup>>>,
+    /// Agent's ids of the containers that a pause of the sandbox froze.
+    frozen: Mutex<Vec<String>>,
     /// Limits that were changed before the guest knew the container.
     waiting_update: Mutex<Option<LinuxResources>>,
     last_stats: Mutex<Option<Stats>>,
@@ -93,6 +95,7 @@ impl Container {
             guest,
             execs: Mutex::default(),
             cgroup: Mutex::default(),
+            frozen: Mutex::default(),
             waiting_update: Mutex::default(),
             last_stats: Mutex::default(),
         }

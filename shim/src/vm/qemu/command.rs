@@ -91,7 +91,10 @@ pub(super) fn arguments(
             "netdev",
             format!("tap,id=net{number},ifname={tap},script=no,downscript=no,vhost={vhost}"),
         );
-        let device = format!("virtio-net-pci,id=nic{number},netdev=net{number},mac={},romfile=", nic.mac);
+        let device = format!(
+            "virtio-net-pci,id=nic{number},netdev=net{number},mac={},romfile=,disable-legacy=on",
+            nic.mac
+        );
         line.device(NICS.0 + number, &device);
     }
     if start == Start::Restore {
@@ -157,7 +160,7 @@ fn kernel(line: &mut Line, machine: &Machine, flavour: &Flavour) -> Result<()> {
 }
 
 fn serial(line: &mut Line, agent: &Path) -> Result<()> {
-    line.device(SERIAL, "virtio-serial-pci,id=serial,max_ports=2");
+    line.device(SERIAL, "virtio-serial-pci,id=serial,max_ports=2,disable-legacy=on");
     // QEMU's own stdout, which is a pipe into our bounded log.
     line.option("chardev", "stdio,id=console,signal=off");
     line.option("device", "virtconsole,chardev=console,bus=serial.0,nr=0");
@@ -221,9 +224,9 @@ impl Line {
         self.0.push(value.into());
     }
 
-    /// A device in `slot` of the root bus, without what only old guests need.
+    /// A device in `slot` of the root bus.
     fn device(&mut self, slot: usize, device: &str) {
-        self.option("device", format!("{device},bus=pcie.0,addr={slot:#x},disable-legacy=on"));
+        self.option("device", format!("{device},bus=pcie.0,addr={slot:#x}"));
     }
 }
 
