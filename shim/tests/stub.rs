@@ -21,7 +21,7 @@ fn ledger(dir: &Path) -> Arc<Ledger> {
         ttrpc_address: "/nonexistent".into(),
         shim: Shim::current().unwrap(),
     };
-    Arc::new(Ledger::create(&dir.join("vm"), owner).unwrap())
+    Arc::new(Ledger::create(&dir.join("sandbox"), owner).unwrap())
 }
 
 fn place() -> Place {

@@ -101,8 +101,10 @@ fn head(path: &str, text: &str, faults: &mut Vec<String>) {
 }
 
 fn length(path: &str, text: &str, faults: &mut Vec<String>) {
+    // A list of end-to-end tests is as long as there are tests.
+    let is_list = path.starts_with("tests/e2e/");
     let lines = text.lines().count();
-    if lines > LONGEST_FILE {
+    if lines > LONGEST_FILE && !is_list {
         faults.push(format!("{path}: {lines} lines, {LONGEST_FILE} are allowed: split it"));
     }
 }

@@ -1,3 +1,5 @@
+//! Tests of `bootstrap` that need no VM.
+
 use super::dialect::{self, Dialect};
 use super::flags::Flags;
 use super::socket::{self, Bound};

@@ -1,3 +1,5 @@
+//! Tests of `cgroup` that need no VM.
+
 use super::*;
 
 use std::fs;
@@ -14,7 +16,7 @@ fn ledger(dir: &Path) -> Arc<Ledger> {
         ttrpc_address: "/nonexistent".into(),
         shim: Shim::current().unwrap(),
     };
-    Arc::new(Ledger::create(&dir.join("vm"), owner).unwrap())
+    Arc::new(Ledger::create(&dir.join("sandbox"), owner).unwrap())
 }
 
 fn memory(limit: i64) -> LinuxResources {

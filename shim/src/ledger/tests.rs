@@ -1,3 +1,5 @@
+//! Tests of `ledger` that need no VM.
+
 use super::*;
 use proptest::prelude::*;
 use std::fs;

@@ -1,3 +1,5 @@
+//! Tests of `service` that need no VM.
+
 use super::*;
 
 use std::path::PathBuf;

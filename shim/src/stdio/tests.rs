@@ -1,3 +1,5 @@
+//! Tests of `stdio` that need no VM.
+
 use super::*;
 
 use std::collections::VecDeque;

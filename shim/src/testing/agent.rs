@@ -11,35 +11,22 @@
 //! | `missing` | can't be started |
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_proto::{agent, agent_ttrpc, health, health_ttrpc, microvm, microvm_ttrpc, oci};
 use async_trait::async_trait;
 use protobuf::well_known_types::empty::Empty;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use ttrpc::r#async::TtrpcContext;
 
+use super::process::Process;
 use crate::error::{Context, Result as ShimResult};
 
 /// A signal that always ends a process.
-const SIGKILL: u32 = 9;
+pub(super) const SIGKILL: u32 = 9;
 
-type Answer<T> = ttrpc::Result<T>;
-
-/// A process in the scripted guest.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Process {
-    args: Vec<String>,
-    running: bool,
-    frozen: bool,
-    exit: Option<i32>,
-    input: Vec<u8>,
-    input_closed: bool,
-    output: Vec<u8>,
-}
+pub(super) type Answer<T> = ttrpc::Result<T>;
 
 /// The scripted guest: its containers by id, each with its processes by exec id.
 #[derive(Debug, Default)]
@@ -125,93 +112,6 @@ impl Guest {
         let mut containers = lock(&self.containers);
         let process = containers.get_mut(container).and_then(|processes| processes.get_mut(exec));
         Ok(look(process.ok_or_else(|| not_found(format!("no process {exec} in {container}")))?))
-    }
-}
-
-impl Process {
-    fn new(args: &[String]) -> Self {
-        Process {
-            args: args.to_vec(),
-            running: false,
-            frozen: false,
-            exit: None,
-            input: Vec::new(),
-            input_closed: false,
-            output: Vec::new(),
-        }
-    }
-
-    fn start(&mut self) -> Answer<()> {
-        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        match args[..] {
-            ["missing", ..] => {
-                return Err(not_found("exec: \"missing\": executable file not found in $PATH".into()));
-            }
-            ["exit", status] => self.exit = status.parse().ok(),
-            ["say", text] => self.output.extend_from_slice(text.as_bytes()),
-            _ => {}
-        }
-        self.running = true;
-        self.proceed();
-        Ok(())
-    }
-
-    /// What `cat` does with its input so far.
-    fn proceed(&mut self) {
-        if self.args.first().is_some_and(|arg| arg == "cat") && self.running && !self.frozen {
-            let input = std::mem::take(&mut self.input);
-            self.output.extend(input);
-            if self.input_closed && self.exit.is_none() {
-                self.exit = Some(0);
-            }
-        }
-    }
-
-    fn signal(&mut self, signal: u32) {
-        let deaf = self.args.first().is_some_and(|arg| arg == "deaf");
-        if self.exit.is_none() && (signal == SIGKILL || !deaf) {
-            self.exit = i32::try_from(128 + signal).ok();
-        }
-    }
-
-    fn hangs(&self) -> bool {
-        self.args.first().is_some_and(|arg| arg == "hang")
-    }
-}
-
-/// A running scripted agent.
-pub(super) struct Server(ttrpc::r#async::Server);
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Server")
-    }
-}
-
-/// Where the agent of the machine in `dir` listens.
-pub(super) fn socket(dir: &Path) -> PathBuf {
-    dir.join("scripted-agent.sock")
-}
-
-impl Server {
-    pub(super) async fn start(dir: &Path, guest: Arc<Guest>) -> ShimResult<Self> {
-        let failed = || "Could not serve the scripted agent".to_owned();
-        let server = ttrpc::r#async::Server::new().bind(&format!("unix://{}", socket(dir).display()));
-        let mut server = server
-            .context(failed)?
-            .register_service(agent_ttrpc::create_agent_service(guest.clone()))
-            .register_service(health_ttrpc::create_health(guest.clone()))
-            .register_service(microvm_ttrpc::create_guest(guest));
-        server.start().await.context(failed)?;
-        Ok(Server(server))
-    }
-
-    /// Serves no more. The connection ends on its own: the server would wait ten seconds for the client to leave first.
-    pub(super) fn stop(mut self) {
-        tokio::spawn(async move {
-            self.0.stop_listen().await;
-            self.0.disconnect().await;
-        });
     }
 }
 
@@ -462,7 +362,7 @@ impl microvm_ttrpc::Guest for Guest {
     }
 }
 
-fn not_found(text: String) -> ttrpc::Error {
+pub(super) fn not_found(text: String) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::NOT_FOUND, text))
 }
 

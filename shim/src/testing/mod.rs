@@ -2,6 +2,8 @@
 //! agent speaks its real protocol over a socket; what a container does is in its arguments, see [`agent`].
 
 pub mod agent;
+mod process;
+mod server;
 mod vm;
 
 pub use vm::{Fault, ScriptedVmm};

@@ -90,7 +90,7 @@ struct ScriptedVm {
     machine: Machine,
     fault: Fault,
     guest: Mutex<Arc<Guest>>,
-    server: tokio::sync::Mutex<Option<super::agent::Server>>,
+    server: tokio::sync::Mutex<Option<super::server::Server>>,
     death: watch::Sender<Option<Death>>,
     log: Mutex<Vec<String>>,
 }
@@ -111,7 +111,7 @@ impl ScriptedVm {
 
     async fn serve(&self) -> Result<()> {
         let guest = lock(&self.guest).clone();
-        *self.server.lock().await = Some(super::agent::Server::start(&self.machine.dir, guest).await?);
+        *self.server.lock().await = Some(super::server::Server::start(&self.machine.dir, guest).await?);
         Ok(())
     }
 }
@@ -159,7 +159,7 @@ impl Vm for ScriptedVm {
             let text = format!("The guest's agent did not answer within {deadline:?}");
             return Err(Error::new(Kind::DeadlineExceeded, text));
         }
-        let socket = super::agent::socket(&self.machine.dir);
+        let socket = super::server::socket(&self.machine.dir);
         UnixStream::connect(&socket).await.context(|| "Could not connect to the scripted agent".into())
     }
 
