@@ -30,6 +30,13 @@ const FOLDERS: &[(&str, usize)] = &[
 
 /// Made by containerd, runc or CNI with the first pod and kept by them.
 const KEPT: &[&str] = &[
+    // The node's, made once: the probe's answer, the namespaces' directories, the store.
+    "/run/microvm/.vmm.json",
+    "/run/microvm/.vmm.lock",
+    "/run/microvm/default",
+    "/run/microvm/k8s.io",
+    "/var/lib/microvm/snapshots",
+    "/var/lib/microvm/snapshots/.lock",
     "/run/containerd/fifo",
     "/run/containerd/io.containerd.grpc.v1.cri/containers",
     "/run/containerd/io.containerd.grpc.v1.cri/sandboxes",
