@@ -40,7 +40,7 @@ pub struct Cgroup {
     /// The group itself: by its path a late kill could hit a new group of the same name.
     directory: File,
     removed: AtomicBool,
-    /// The group's name in /proc/<pid>/cgroup.
+    /// The group's name in `/proc/<pid>/cgroup`.
     name: OnceLock<String>,
 }
 
@@ -108,7 +108,7 @@ impl Cgroup {
     /// Freezes all processes and waits until they stand still. On failure they run again. Deadline 10 s.
     ///
     /// # Errors
-    /// [`Kind::DeadlineExceeded`] if one does not stop.
+    /// `Kind::DeadlineExceeded` if one does not stop.
     pub async fn freeze(&self) -> Result<()> {
         self.set("cgroup.freeze", "1")?;
         let frozen = events::until(&self.path, "frozen", true, SETTLE).await;

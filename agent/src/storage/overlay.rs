@@ -104,7 +104,7 @@ pub fn upper_usage(upper: &Path) -> Result<(u64, u64)> {
     Ok(((stat.blocks() - stat.blocks_free()) * size, stat.blocks() * size))
 }
 
-/// The directory on which [`make`] mounts a bounded upper layer, if the storage has one.
+/// The directory on which `make` mounts a bounded upper layer, if the storage has one.
 #[must_use]
 pub fn bounded_upper(request: &Storage) -> Option<PathBuf> {
     let is_bounded = request.driver == DRIVER && matches!(upper_size(request), Ok(Some(_)));

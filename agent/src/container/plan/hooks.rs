@@ -15,7 +15,7 @@ const LONGEST: u64 = 600;
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::container) struct Hook {
     pub(in crate::container) path: String,
-    /// From argv[0] on.
+    /// From `argv[0]` on.
     pub(in crate::container) args: Vec<String>,
     pub(in crate::container) env: Vec<(String, String)>,
     /// Seconds.

@@ -1,5 +1,5 @@
 //! What a snapshot says about itself: checked types that `sandbox` fills in and reads. They are written as they
-//! stand here; what is read passes through [`raw`] and [`check`] first.
+//! stand here; what is read passes through `raw` and `check` first.
 
 mod check;
 mod digest;
