@@ -15,6 +15,7 @@ pub mod images;
 pub mod ledger;
 mod log;
 pub mod network;
+mod phases;
 pub mod sandbox;
 pub mod service;
 pub mod share;

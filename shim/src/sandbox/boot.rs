@@ -11,16 +11,17 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::guest::{Agent, spec};
 use crate::network::{self, GuestNetwork};
+use crate::phases::Phases;
 use crate::vm::memory::Ram;
 use crate::vm::{self, NetDevice, Placement, Vm};
 
 /// Starts the pod's VM: from its kernel, or from where a snapshot left it.
-pub(crate) async fn boot(pod: &Arc<Pod>) -> Result<()> {
+pub(crate) async fn boot(pod: &Arc<Pod>, phases: &mut Phases) -> Result<()> {
     let _busy = pod.busy.lock().await;
-    let (vm, nics) = assemble(pod).await?;
+    let (vm, nics) = assemble(pod, phases).await?;
     let machine = match &pod.restored {
-        None => from_kernel(pod, &vm).await,
-        Some(restored) => restore::resume(pod, &vm, restored).await,
+        None => from_kernel(pod, &vm, phases).await,
+        Some(restored) => restore::resume(pod, &vm, restored, phases).await,
     };
     match machine {
         Ok(agent) => pod.set_machine(Machine { vm, agent, nics }).map(drop),
@@ -32,13 +33,16 @@ pub(crate) async fn boot(pod: &Arc<Pod>) -> Result<()> {
 }
 
 /// Makes everything that the VM is built of, and the VM itself, not running.
-async fn assemble(pod: &Arc<Pod>) -> Result<(Arc<dyn Vm>, Vec<String>)> {
+async fn assemble(pod: &Arc<Pod>, phases: &mut Phases) -> Result<(Arc<dyn Vm>, Vec<String>)> {
     if let Some(restored) = &pod.restored {
         restored.share(pod).await?;
+        phases.done("images");
     }
     let procs = pod.cgroup.vmm_procs();
     pod.share.start(&pod.config, &procs).await?;
+    phases.done("share");
     let nics = attach(pod).await?;
+    phases.done("network");
     let ram = match &pod.restored {
         Some(restored) => restored.ram().to_path_buf(),
         None => {
@@ -47,6 +51,7 @@ async fn assemble(pod: &Arc<Pod>) -> Result<(Arc<dyn Vm>, Vec<String>)> {
             blocking(move || Ram::create(&dir, size, huge, &ledger)).await?.path().to_path_buf()
         }
     };
+    phases.done("ram");
     let macs = nics.iter().map(|nic| nic.mac.clone()).collect();
     let machine = vm::Machine {
         dir: pod.ledger.dir().to_path_buf(),
@@ -98,10 +103,12 @@ fn same_number(snapshot: usize, pod: usize) -> Result<()> {
 }
 
 /// Boots the kernel and makes the guest this pod's sandbox.
-async fn from_kernel(pod: &Arc<Pod>, vm: &Arc<dyn Vm>) -> Result<Agent> {
+async fn from_kernel(pod: &Arc<Pod>, vm: &Arc<dyn Vm>, phases: &mut Phases) -> Result<Agent> {
     vm.boot().await?;
+    phases.done("vmm");
     let agent = connect(pod, vm.as_ref()).await?;
     agent.check().await?;
+    phases.done("kernel");
     let request = CreateSandboxRequest {
         hostname: pod.hostname.clone(),
         storages: spec::sandbox_storages(),
@@ -109,6 +116,7 @@ async fn from_kernel(pod: &Arc<Pod>, vm: &Arc<dyn Vm>) -> Result<Agent> {
         ..CreateSandboxRequest::default()
     };
     agent.create_sandbox(&request).await?;
+    phases.done("sandbox");
     let network = guest_network(pod).await?;
     for interface in &network.interfaces {
         agent.update_interface(interface).await?;
@@ -119,6 +127,7 @@ async fn from_kernel(pod: &Arc<Pod>, vm: &Arc<dyn Vm>) -> Result<Agent> {
     if !network.neighbors.is_empty() {
         agent.update_neighbors(&network.neighbors).await?;
     }
+    phases.done("addresses");
     Ok(agent)
 }
 

@@ -11,6 +11,7 @@ use super::pod::{Machine, Pod, blocking};
 use super::record;
 use crate::config::DiskVolume;
 use crate::error::{Error, Result};
+use crate::phases::Phases;
 use crate::snapshot::{Form, Save};
 
 /// Longest copy of the guest's RAM: 16 GiB, the default's most, at 300 MB/s.
@@ -23,55 +24,80 @@ pub(super) async fn checkpoint(sandbox: &Sandbox, pod: &Arc<Pod>, path: &Path) -
     if pod.config.disk_volumes() == DiskVolume::Refuse {
         record::refuse_disk_volumes(&sandbox.containers())?;
     }
+    let mut phases = Phases::begin("checkpoint");
     let contents = record::contents(sandbox, pod, machine).await?;
     let into = path.to_path_buf();
     // containerd copies the directory several times and fills its holes: the packed form is the one to give it.
     let save = blocking(move || Save::begin(&into, Form::Packed)).await?;
-    let began = Instant::now();
-    let (save, state) = match frozen(machine, save, pod.ram()).await {
+    phases.done("record");
+    let (save, state) = match frozen(machine, save, pod.ram(), &mut phases).await {
         (save, Ok(state)) => (save, state),
         (save, Err(error)) => {
             let left = blocking(move || save.abort()).await.err();
             return Err(error.with_cleanup(left.into_iter().collect()));
         }
     };
-    log::info!("The pod stood still for {:?} while it was captured", began.elapsed());
     let finished = blocking(move || save.finish(contents, &state)).await?;
-    log::info!("Wrote a snapshot of {} bytes to {} in {:?}", finished.bytes, path.display(), began.elapsed());
+    phases.done("pack");
+    phases.finish();
+    log::info!("Wrote a snapshot of {} bytes to {}", finished.bytes, path.display());
     Ok(())
 }
 
 /// Freezes the containers, captures the VM, and lets all run on.
-async fn frozen(machine: &Machine, save: Save, ram: PathBuf) -> (Save, Result<Vec<String>>) {
+async fn frozen(
+    machine: &Machine,
+    save: Save,
+    ram: PathBuf,
+    phases: &mut Phases,
+) -> (Save, Result<Vec<String>>) {
     let frozen = match machine.agent.freeze_all().await {
         Ok(frozen) => frozen,
         Err(error) => return (save, Err(error)),
     };
-    let (save, captured) = still(machine, save, ram).await;
+    phases.done("freeze");
+    let (save, captured) = still(machine, save, ram, phases).await;
     let thawed = machine.agent.thaw_all(&frozen).await;
+    phases.done("thaw");
     (save, both(captured, thawed))
 }
 
 /// Captures the VM while it stands still.
-async fn still(machine: &Machine, save: Save, ram: PathBuf) -> (Save, Result<Vec<String>>) {
+async fn still(
+    machine: &Machine,
+    save: Save,
+    ram: PathBuf,
+    phases: &mut Phases,
+) -> (Save, Result<Vec<String>>) {
     if let Err(error) = machine.vm.pause().await {
         return (save, both(Err(error), machine.vm.resume().await));
     }
-    let (save, captured) = capture(machine, save, ram).await;
-    (save, both(captured, machine.vm.resume().await))
+    phases.done("pause");
+    let (save, captured) = capture(machine, save, ram, phases).await;
+    let resumed = machine.vm.resume().await;
+    phases.done("resume");
+    (save, both(captured, resumed))
 }
 
-async fn capture(machine: &Machine, mut save: Save, ram: PathBuf) -> (Save, Result<Vec<String>>) {
+async fn capture(
+    machine: &Machine,
+    mut save: Save,
+    ram: PathBuf,
+    phases: &mut Phases,
+) -> (Save, Result<Vec<String>>) {
     let state = match machine.vm.save(save.dir()).await {
         Ok(state) => state,
         Err(error) => return (save, Err(error)),
     };
+    phases.done("state");
     // The save comes back from the worker whatever happens, so that it can be undone.
     let copied = tokio::task::spawn_blocking(move || {
         let copied = save.capture_ram(&ram, Instant::now() + COPY);
         (save, copied)
     });
-    match copied.await {
+    let copied = copied.await;
+    phases.done("ram");
+    match copied {
         Ok((save, copied)) => (save, copied.map(|()| state)),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }

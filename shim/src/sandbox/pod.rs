@@ -17,6 +17,7 @@ use crate::guest::spec::Layout;
 use crate::guest::{Agent, GuestName};
 use crate::ledger::{Ledger, Owner, Shim};
 use crate::network;
+use crate::phases::Phases;
 use crate::share::Share;
 use crate::stub::{Net, Place};
 use crate::task::Create;
@@ -114,16 +115,25 @@ impl Pod {
         config: Config,
         ledger: &Arc<Ledger>,
     ) -> Result<Self> {
+        let mut phases = Phases::begin("create");
         let vmm = match &home.vmm {
             Some(vmm) => vmm.clone(),
             None => crate::vm::choose(&config).await?,
         };
         let assets = Assets::find(&config)?;
+        phases.done("vmm");
         let netns = netns(spec, ledger).await?;
+        phases.done("network");
         let parent = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
         let cgroup = PodCgroup::create(&parent.to_string_lossy(), &home.id, ledger)?;
+        phases.done("cgroup");
         let share = Share::prepare(ledger.dir(), ledger)?;
+        phases.done("share");
         let restored = restore::take_in(home, &config, request, spec, ledger).await?;
+        if restored.is_some() {
+            phases.done("snapshot");
+        }
+        phases.finish();
         let size = restored.as_ref().map_or_else(|| facts::size(spec, &config), restore::Restored::size);
         Ok(Pod {
             hostname: spec.hostname().clone().unwrap_or_default(),

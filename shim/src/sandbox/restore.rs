@@ -19,6 +19,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::guest::{Agent, GuestName};
 use crate::images;
 use crate::ledger::{Ledger, Resource};
+use crate::phases::Phases;
 use crate::share::Image;
 use crate::snapshot::Snapshot;
 use crate::snapshot::manifest::{ContainerRecord, ContainerState, Contents};
@@ -179,7 +180,12 @@ impl Restored {
 }
 
 /// Has the VMM load the snapshot, lets the guest run, and makes it this pod's.
-pub(super) async fn resume(pod: &Arc<Pod>, vm: &Arc<dyn Vm>, restored: &Restored) -> Result<Agent> {
+pub(super) async fn resume(
+    pod: &Arc<Pod>,
+    vm: &Arc<dyn Vm>,
+    restored: &Restored,
+    phases: &mut Phases,
+) -> Result<Agent> {
     let identity = vm.identity().await?;
     if identity != restored.contents.vmm {
         let text = format!(
@@ -190,8 +196,11 @@ pub(super) async fn resume(pod: &Arc<Pod>, vm: &Arc<dyn Vm>, restored: &Restored
     }
     vm.restore(&restored.state).await?;
     vm.resume().await?;
+    phases.done("vmm");
     let agent = boot::connect(pod, vm.as_ref()).await?;
+    phases.done("agent");
     agent.renew(&renewal(pod, SystemTime::now()).await?).await?;
+    phases.done("renew");
     for container in &restored.contents.containers {
         clear(&agent, container).await?;
     }

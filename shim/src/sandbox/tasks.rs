@@ -13,6 +13,7 @@ use crate::container::{self, Ask, Container, InGuest, Origin};
 use crate::error::{Error, Kind, Result};
 use crate::events::Event;
 use crate::guest::{GuestName, spec};
+use crate::phases::Phases;
 use crate::task::{Connected, Create, Deleted, Exec, Exit, Pid, ProcessRef, State, Stats, Tasks};
 
 /// The sandbox as `service` serves it.
@@ -204,17 +205,21 @@ impl Served {
 
     /// Brings a container to life: boots the VM for the sandbox's own, makes and runs what belongs into the guest.
     async fn run(&self, pod: &Arc<Pod>, container: &Container) -> Result<()> {
+        let mut phases = Phases::begin("start");
         if !pod.outlives(container) {
-            boot::boot(pod).await?;
+            boot::boot(pod, &mut phases).await?;
             watch::over(&self.0, pod);
         }
         if container.role == Role::Single {
             container::create::in_guest(pod, container).await?;
+            phases.done("container");
         }
-        match container.guest {
-            Some(_) => container::start::in_guest(pod, container).await,
-            None => Ok(()),
+        if container.guest.is_some() {
+            container::start::in_guest(pod, container).await?;
+            phases.done("process");
         }
+        phases.finish();
+        Ok(())
     }
 
     /// A signal for CRI's pause container: whatever would end it ends the pod.
@@ -242,13 +247,17 @@ async fn create(pod: &Arc<Pod>, request: &Create, spec: facts::Spec, role: Role)
         }
         Role::Single => Some(in_guest(pod, &spec, GuestName::from_id(&request.id), request, None).await?),
     };
+    let mut phases = Phases::begin("container");
     let container = Container::new(request, spec, role, guest);
     container::create::on_host(pod, &container, &request.rootfs).await?;
+    phases.done("host");
     if matches!(container.role, Role::Member { .. })
         && let Err(error) = container::create::in_guest(pod, &container).await
     {
         return Err(error.with_cleanup(container::delete::on_host(pod, &container).await));
     }
+    phases.done("guest");
+    phases.finish();
     Ok(container)
 }
 
