@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tests::cri::{Container, Pod, read_logs, v1};
 
 use crate::harness::Bench;
-use crate::support::{BUSYBOX, idle, wait_for, with_pod};
+use crate::support::{BUSYBOX, idle, wait_for, wait_until_ready, with_pod};
 
 crate::harness::tests![
     a_pod_lives_and_ends,
@@ -37,6 +37,7 @@ fn a_pod_lives_and_ends(bench: &Bench) -> Result<()> {
     ensure!(cri.status(&id)?.state() == v1::ContainerState::ContainerCreated);
     cri.start(&id)?;
     ensure!(cri.status(&id)?.state() == v1::ContainerState::ContainerRunning);
+    wait_until_ready(bench, &id)?;
     cri.stop(&id, Duration::from_secs(10))?;
     let status = cri.status(&id)?;
     ensure!(status.state() == v1::ContainerState::ContainerExited && status.exit_code == 0, "{status:?}");

@@ -111,7 +111,7 @@ fn printed(bench: &Bench, flags: &[&str], command: &[&str]) -> Result<String> {
 
 /// Starts a container that does nothing until it is told to end.
 fn idle(bench: &Bench, flags: &[&str]) -> Result<()> {
-    let script = "trap 'exit 0' TERM; while true; do sleep 1000 & wait $!; done";
+    let script = "trap 'exit 0' TERM; touch /ready; while true; do sleep 1000 & wait $!; done";
     let flags = [&["--detach"], flags].concat();
     let ended = run(bench, &flags, "c", &["sh", "-c", script])?;
     ensure!(ended.code == 0, "ctr run --detach ended with {}: {}", ended.code, ended.stderr);
@@ -364,6 +364,8 @@ fn task_attach(bench: &Bench) -> Result<()> {
 
 fn task_kill(bench: &Bench) -> Result<()> {
     idle(bench, &[])?;
+    let ready = || task(&["exec", "--exec-id", "ready", "c", "ls", "/ready"]);
+    wait_for("the container's trap", || Ok(ready().is_ok()))?;
     task(&["kill", "c"])?;
     wait_for("the task to end by SIGTERM", || Ok(status()?.as_deref() == Some("STOPPED")))?;
     let mut delete = Command::new("ctr");

@@ -16,7 +16,7 @@ pub(crate) fn idle(name: &str) -> Container {
     Container::new(name, BUSYBOX).command(&[
         "sh",
         "-c",
-        "trap 'exit 0' TERM; while true; do sleep 1000 & wait $!; done",
+        "trap 'exit 0' TERM; touch /ready; while true; do sleep 1000 & wait $!; done",
     ])
 }
 
@@ -27,6 +27,11 @@ pub(crate) fn with_pod(bench: &Bench, pod: &Pod, test: impl FnOnce(&Pod, &str) -
     let removed = bench.cri.remove_pod(&id);
     result?;
     removed
+}
+
+/// Waits until an idle container is ready to be told to end.
+pub(crate) fn wait_until_ready(bench: &Bench, id: &str) -> Result<()> {
+    wait_for("the container's trap", || Ok(bench.cri.exec(id, &["test", "-e", "/ready"])?.code == 0))
 }
 
 /// Asks until it is so, for twenty seconds at most.

@@ -34,6 +34,8 @@ pub fn boot() -> Result<Params> {
     modules::load_all(Path::new("/modules"))?;
     mounts::enable_controllers(Path::new("/sys/fs/cgroup"))?;
     setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES).context(|| "Could not raise the limit of open files")?;
+    // Kubernetes' nodes promise memory freely and leave it to the OOM killer, group by group; so does this one.
+    fs::write("/proc/sys/vm/overcommit_memory", "1").context(|| "Could not let memory be overcommitted")?;
     nix::unistd::sethostname("localhost").context(|| "Could not set a hostname")?;
     Ok(params)
 }

@@ -27,6 +27,8 @@ async fn try_on_host(pod: &Arc<Pod>, container: &Container, mounts: &[Mount]) ->
     let cgroup = Arc::new(pod.cgroup.container(&container.id, resources.as_ref())?);
     let place = pod.place(cgroup.procs());
     *lock(&container.cgroup) = Some(cgroup);
+    pod.oom_score.raise(&container.spec);
+    pod.oom_score.apply(pod.machine().ok().and_then(|machine| machine.vm.pid()));
     container.init.open_streams(&pod.home.namespace).await?;
     container.init.embody(&place, &pod.ledger).await?;
 

@@ -32,6 +32,7 @@ pub(crate) async fn container(pod: &Arc<Pod>, container: &Container) -> Result<(
     container.init.allow(Ask::Delete)?;
     if container.init.life() == Life::Created {
         exit::finish(pod, container, &container.init, KILLED).await;
+        container.init.discard_streams();
     }
     for exec in container.execs() {
         exec.close_streams().await;

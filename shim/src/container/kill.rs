@@ -12,6 +12,15 @@ use crate::sandbox::pod::Pod;
 /// Number of SIGKILL.
 pub(crate) const SIGKILL: u32 = 9;
 
+/// What became of a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// The guest took it, or nothing ran that could have.
+    Taken,
+    /// The guest has not answered yet.
+    Unanswered,
+}
+
 /// Longest wait for the guest to take a signal. State and Kill must answer while the guest hangs.
 const DELIVERY: Duration = Duration::from_secs(2);
 
@@ -25,7 +34,7 @@ pub(crate) async fn kill(
     process: &Arc<Process>,
     signal: u32,
     all: bool,
-) -> Result<()> {
+) -> Result<Delivery> {
     process.allow(Ask::Kill)?;
     if process.life().signal() == Signal::EndNow {
         if !process.exec.is_empty() {
@@ -36,7 +45,7 @@ pub(crate) async fn kill(
         let _gate = process.gate.lock().await;
         if process.life() == Life::Created {
             exit::finish(pod, container, process, 128 + signal).await;
-            return Ok(());
+            return Ok(Delivery::Taken);
         }
     }
     let workload = container.in_guest()?.name.workload_id();
@@ -44,9 +53,9 @@ pub(crate) async fn kill(
     let name = if all { "" } else { exit::agent_exec(process, &workload) };
     let sent = tokio::time::timeout(DELIVERY, agent.signal_process(&workload, name, signal)).await;
     match sent {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => Ok(Delivery::Taken),
         // It has ended between our look and the guest's; its exit is under way.
-        Ok(Err(error)) if error.kind() == Kind::NotFound => Ok(()),
+        Ok(Err(error)) if error.kind() == Kind::NotFound => Ok(Delivery::Taken),
         Ok(Err(error)) if signal != SIGKILL => Err(error),
         Err(_) if signal != SIGKILL => Err(Error::new(
             Kind::DeadlineExceeded,
@@ -55,11 +64,11 @@ pub(crate) async fn kill(
         // SIGKILL is not lost: the sandbox waits for the exit and ends the VM without it.
         Ok(Err(error)) => {
             log::warn!("{}", error.chain());
-            Ok(())
+            Ok(Delivery::Unanswered)
         }
         Err(_) => {
             log::warn!("The guest did not take SIGKILL for {} within {DELIVERY:?}", process.what());
-            Ok(())
+            Ok(Delivery::Unanswered)
         }
     }
 }

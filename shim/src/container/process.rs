@@ -143,6 +143,15 @@ impl Process {
         }
     }
 
+    /// Waits until the stub is dead, whoever ended it; for ever without one.
+    pub(crate) async fn disembodied(&self) {
+        let stub = lock(&self.stub).clone();
+        match stub {
+            Some(stub) => stub.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Opens the streams on the host.
     pub(crate) async fn open_streams(&self, namespace: &str) -> Result<()> {
         let label = Label { namespace, container: &self.container };
@@ -163,6 +172,13 @@ impl Process {
             && let Err(error) = stdio.drain(DRAIN).await
         {
             log::warn!("{}: {}", self.what, error.chain());
+        }
+    }
+
+    /// Closes the streams of a process that never ran, so that nobody waits for its output.
+    pub(crate) fn discard_streams(&self) {
+        if let Some(stdio) = lock(&self.stdio).take() {
+            stdio.close();
         }
     }
 

@@ -31,20 +31,25 @@ pub struct GuestNetwork {
     pub neighbors: Vec<ARPNeighbor>,
 }
 
-/// Makes a tap for each interface of `links` and redirects all traffic between the two, both ways.
+/// Makes a tap for each interface of `links`, as the machine's network devices. Nothing flows through them yet.
 ///
 /// # Errors
 /// `AlreadyExists` when another sandbox has done so in this namespace; else what failed on which device. Whatever
 /// was made is in the ledger.
-pub fn attach(netns: &Path, links: &GuestNetwork, ledger: &Ledger) -> Result<Vec<NetDevice>> {
+pub fn plug(netns: &Path, links: &GuestNetwork, ledger: &Ledger) -> Result<Vec<NetDevice>> {
     let taps = taps(netns, links.interfaces.len(), ledger)?;
     let pairs = links.interfaces.iter().zip(taps);
-    pairs
-        .map(|(interface, tap)| {
-            redirect(netns, &interface.device, &tap, ledger)?;
-            Ok(NetDevice { tap, mac: interface.hwAddr.clone() })
-        })
-        .collect()
+    Ok(pairs.map(|(interface, tap)| NetDevice { tap, mac: interface.hwAddr.clone() }).collect())
+}
+
+/// Lets traffic flow between each interface of `links` and its device, both ways.
+///
+/// # Errors
+/// `AlreadyExists` when somebody else handles an interface's traffic; else what failed on which device. Whatever was
+/// made is in the ledger.
+pub fn connect(netns: &Path, links: &GuestNetwork, devices: &[NetDevice], ledger: &Ledger) -> Result<()> {
+    let mut pairs = links.interfaces.iter().zip(devices);
+    pairs.try_for_each(|(interface, device)| redirect(netns, &interface.device, &device.tap, ledger))
 }
 
 #[cfg(test)]

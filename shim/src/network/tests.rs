@@ -122,7 +122,8 @@ fn discover_reads_what_cni_made_and_nothing_of_the_kernels_own() {
 fn frames_pass_between_interface_and_tap_both_ways_until_undone() {
     let pod = Pod::new().with_eth0();
     let links = discover(&pod.netns()).unwrap();
-    let devices = attach(&pod.netns(), &links, &pod.ledger).unwrap();
+    let devices = plug(&pod.netns(), &links, &pod.ledger).unwrap();
+    connect(&pod.netns(), &links, &devices, &pod.ledger).unwrap();
     let tap = NetDevice { tap: "microvm-tap0".into(), mac: "02:00:00:00:00:07".into() };
     assert_eq!(devices, [tap]);
     assert_eq!(
@@ -135,7 +136,7 @@ fn frames_pass_between_interface_and_tap_both_ways_until_undone() {
     assert_eq!(ports.node_to_guest(), 1, "frame from the node to the guest");
     assert_eq!(ports.guest_to_node(), 1, "frame from the guest to the node");
 
-    let again = attach(&pod.netns(), &links, &pod.ledger).unwrap_err();
+    let again = plug(&pod.netns(), &links, &pod.ledger).unwrap_err();
     assert_eq!(again.kind(), Kind::AlreadyExists, "{}", again.chain());
 
     remove_redirect(&pod.netns(), "eth0").unwrap();
@@ -185,7 +186,8 @@ fn the_hosts_own_network_is_never_touched() {
 fn claims_come_before_the_devices() {
     let pod = Pod::new().with_eth0();
     let links = discover(&pod.netns()).unwrap();
-    attach(&pod.netns(), &links, &pod.ledger).unwrap();
+    let devices = plug(&pod.netns(), &links, &pod.ledger).unwrap();
+    connect(&pod.netns(), &links, &devices, &pod.ledger).unwrap();
     let mine: Vec<_> = pod.ledger.resources().into_iter().skip(2).collect();
     let netns = pod.netns();
     assert_eq!(

@@ -22,6 +22,8 @@ pub(crate) struct Assets {
     /// Initramfs.
     pub(crate) initramfs: PathBuf,
     version: String,
+    /// SHA-256 of both, as the installed manifest has it; files that the config names have none.
+    checksums: Option<(Digest, Digest)>,
 }
 
 impl Assets {
@@ -31,19 +33,18 @@ impl Assets {
     /// `FailedPrecondition` naming the file and the config key.
     pub(crate) fn find(config: &Config) -> Result<Self> {
         let found = match (config.kernel(), config.initramfs()) {
-            (Some(kernel), Some(initramfs)) => {
-                Assets { kernel: kernel.into(), initramfs: initramfs.into(), version: OWN.into() }
-            }
+            (Some(kernel), Some(initramfs)) => Self::own(kernel.into(), initramfs.into()),
             (kernel, initramfs) => {
                 let installed = install::assets::Assets::load(config.guest_dir())
                     .kind(Kind::FailedPrecondition, || {
                         "The guest's files are not installed as they should be".into()
                     })?;
-                let own = kernel.is_some() || initramfs.is_some();
-                Assets {
-                    kernel: kernel.map_or(installed.kernel, Path::to_path_buf),
-                    initramfs: initramfs.map_or(installed.initramfs, Path::to_path_buf),
-                    version: if own { OWN.into() } else { installed.version },
+                match (kernel, initramfs) {
+                    (None, None) => Self::installed(installed)?,
+                    _ => Self::own(
+                        kernel.map_or(installed.kernel, Path::to_path_buf),
+                        initramfs.map_or(installed.initramfs, Path::to_path_buf),
+                    ),
                 }
             }
         };
@@ -52,18 +53,63 @@ impl Assets {
         Ok(found)
     }
 
-    /// What a snapshot records. Reads both files whole, in about 0.2 s.
+    /// Finds the very files that the guest of a snapshot booted: the VMM puts parts of them into a machine's memory.
+    /// Reads those that the config names whole, in about 0.2 s.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when this node has them no more, or others.
+    pub(crate) fn find_again(config: &Config, recorded: &GuestAssets) -> Result<Self> {
+        let found = if recorded.version == OWN {
+            Self::find(config)?
+        } else {
+            let installed = install::assets::Assets::of_version(config.guest_dir(), &recorded.version);
+            Self::installed(installed.kind(Kind::FailedPrecondition, || {
+                format!("The snapshot needs the guest of version {}", recorded.version)
+            })?)?
+        };
+        let (kernel, initramfs) = found.checksums()?;
+        if kernel == recorded.kernel && initramfs == recorded.initramfs {
+            return Ok(found);
+        }
+        let text = format!(
+            "The snapshot was made with other guest files than {} and {} of version {:?}",
+            found.kernel.display(),
+            found.initramfs.display(),
+            found.version
+        );
+        Err(Error::new(Kind::FailedPrecondition, text))
+    }
+
+    fn own(kernel: PathBuf, initramfs: PathBuf) -> Self {
+        Assets { kernel, initramfs, version: OWN.into(), checksums: None }
+    }
+
+    fn installed(assets: install::assets::Assets) -> Result<Self> {
+        let checksums = (of_hex(&assets.checksums.kernel)?, of_hex(&assets.checksums.initramfs)?);
+        Ok(Assets {
+            kernel: assets.kernel,
+            initramfs: assets.initramfs,
+            version: assets.version,
+            checksums: Some(checksums),
+        })
+    }
+
+    /// What a snapshot records.
     pub(super) async fn record(&self) -> Result<GuestAssets> {
         let assets = self.clone();
         blocking(move || {
-            Ok(GuestAssets {
-                architecture: std::env::consts::ARCH.into(),
-                version: assets.version,
-                kernel: digest(&assets.kernel)?,
-                initramfs: digest(&assets.initramfs)?,
-            })
+            let (kernel, initramfs) = assets.checksums()?;
+            let architecture = std::env::consts::ARCH.into();
+            Ok(GuestAssets { architecture, version: assets.version, kernel, initramfs })
         })
         .await
+    }
+
+    fn checksums(&self) -> Result<(Digest, Digest)> {
+        match &self.checksums {
+            Some(known) => Ok(known.clone()),
+            None => Ok((digest(&self.kernel)?, digest(&self.initramfs)?)),
+        }
     }
 }
 
@@ -93,7 +139,10 @@ fn digest(path: &Path) -> Result<Digest> {
         hash.update(&piece[..length]);
     }
     let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
-        .parse()
-        .map_err(|()| Error::new(Kind::Internal, format!("No digest of {}", path.display())))
+    of_hex(&hex)
+}
+
+fn of_hex(hex: &str) -> Result<Digest> {
+    let wrong = |()| Error::new(Kind::FailedPrecondition, format!("{hex:?} is no SHA-256 of a guest file"));
+    format!("sha256:{hex}").parse().map_err(wrong)
 }

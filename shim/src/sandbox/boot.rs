@@ -15,16 +15,20 @@ use crate::phases::Phases;
 use crate::vm::memory::Ram;
 use crate::vm::{self, NetDevice, Placement, Vm};
 
-/// Starts the pod's VM: from its kernel, or from where a snapshot left it.
+/// Starts the pod's VM: from its kernel, or from where a snapshot left it. Packets reach the guest only once it has
+/// the pod's own addresses.
 pub(crate) async fn boot(pod: &Arc<Pod>, phases: &mut Phases) -> Result<()> {
     let _busy = pod.busy.lock().await;
-    let (vm, nics) = assemble(pod, phases).await?;
-    let machine = match &pod.restored {
-        None => from_kernel(pod, &vm, phases).await,
-        Some(restored) => restore::resume(pod, &vm, restored, phases).await,
-    };
-    match machine {
-        Ok(agent) => pod.set_machine(Machine { vm, agent, nics }).map(drop),
+    let network = discover(pod).await?;
+    let nics = plug(pod, &network).await?;
+    phases.done("network");
+    let vm = assemble(pod, nics.clone(), phases).await?;
+    match come_up(pod, &vm, &network, &nics, phases).await {
+        Ok(agent) => {
+            pod.oom_score.apply(vm.pid());
+            let nics = nics.into_iter().map(|nic| nic.mac).collect();
+            pod.set_machine(Machine { vm, agent, nics }).map(drop)
+        }
         Err(error) => {
             let error = with_last_words(error, vm.as_ref());
             Err(error.with_cleanup(vm.stop().await.err().into_iter().collect()))
@@ -33,7 +37,7 @@ pub(crate) async fn boot(pod: &Arc<Pod>, phases: &mut Phases) -> Result<()> {
 }
 
 /// Makes everything that the VM is built of, and the VM itself, not running.
-async fn assemble(pod: &Arc<Pod>, phases: &mut Phases) -> Result<(Arc<dyn Vm>, Vec<String>)> {
+async fn assemble(pod: &Arc<Pod>, nics: Vec<NetDevice>, phases: &mut Phases) -> Result<Arc<dyn Vm>> {
     if let Some(restored) = &pod.restored {
         restored.share(pod).await?;
         phases.done("images");
@@ -41,8 +45,6 @@ async fn assemble(pod: &Arc<Pod>, phases: &mut Phases) -> Result<(Arc<dyn Vm>, V
     let procs = pod.cgroup.vmm_procs();
     pod.share.start(&pod.config, &procs).await?;
     phases.done("share");
-    let nics = attach(pod).await?;
-    phases.done("network");
     let ram = match &pod.restored {
         Some(restored) => restored.ram().to_path_buf(),
         None => {
@@ -52,7 +54,6 @@ async fn assemble(pod: &Arc<Pod>, phases: &mut Phases) -> Result<(Arc<dyn Vm>, V
         }
     };
     phases.done("ram");
-    let macs = nics.iter().map(|nic| nic.mac.clone()).collect();
     let machine = vm::Machine {
         dir: pod.ledger.dir().to_path_buf(),
         kernel: pod.assets.kernel.clone(),
@@ -65,7 +66,26 @@ async fn assemble(pod: &Arc<Pod>, phases: &mut Phases) -> Result<(Arc<dyn Vm>, V
         nics,
         placement: Placement { netns: Some(pod.netns.clone()), cgroup_procs: procs },
     };
-    Ok((pod.vmm.machine(machine, &pod.ledger), macs))
+    Ok(pod.vmm.machine(machine, &pod.ledger))
+}
+
+/// Runs the VM, makes its guest this pod's, and lets packets through.
+async fn come_up(
+    pod: &Arc<Pod>,
+    vm: &Arc<dyn Vm>,
+    network: &GuestNetwork,
+    nics: &[NetDevice],
+    phases: &mut Phases,
+) -> Result<Agent> {
+    let agent = match &pod.restored {
+        None => from_kernel(pod, vm, network, phases).await?,
+        Some(restored) => restore::resume(pod, vm, restored, network, phases).await?,
+    };
+    let (netns, ledger) = (pod.netns.clone(), pod.ledger.clone());
+    let (network, nics) = (network.clone(), nics.to_vec());
+    blocking(move || network::connect(&netns, &network, &nics, &ledger)).await?;
+    phases.done("connect");
+    Ok(agent)
 }
 
 /// Kernel parameters that the config adds to the VMM's own.
@@ -74,22 +94,25 @@ fn kernel_params(config: &Config) -> String {
     if config.guest_debug() { format!("ignore_loglevel microvm.log=debug {own}") } else { own.to_owned() }
 }
 
-async fn attach(pod: &Arc<Pod>) -> Result<Vec<NetDevice>> {
-    let (netns, ledger) = (pod.netns.clone(), pod.ledger.clone());
-    let wanted = pod.restored.as_ref().map(|restored| restored.nics().to_vec());
-    blocking(move || {
-        let found = network::discover(&netns)?;
-        if let Some(wanted) = &wanted {
-            same_number(wanted.len(), found.interfaces.len())?;
-        }
-        let mut devices = network::attach(&netns, &found, &ledger)?;
-        // The VMM must find the devices as they were; the guest takes the new addresses when it is renewed.
-        for (device, mac) in devices.iter_mut().zip(wanted.unwrap_or_default()) {
-            device.mac = mac;
-        }
-        Ok(devices)
-    })
-    .await
+/// What the guest's network has to look like, as CNI has left the pod's namespace.
+async fn discover(pod: &Pod) -> Result<GuestNetwork> {
+    let netns = pod.netns.clone();
+    let network = blocking(move || network::discover(&netns)).await?;
+    if let Some(restored) = &pod.restored {
+        same_number(restored.nics().len(), network.interfaces.len())?;
+    }
+    Ok(network)
+}
+
+async fn plug(pod: &Arc<Pod>, network: &GuestNetwork) -> Result<Vec<NetDevice>> {
+    let (netns, network, ledger) = (pod.netns.clone(), network.clone(), pod.ledger.clone());
+    let mut devices = blocking(move || network::plug(&netns, &network, &ledger)).await?;
+    // The VMM must find the devices as they were; the guest takes the new addresses when it is renewed.
+    let kept = pod.restored.as_ref().map(restore::Restored::nics).unwrap_or_default();
+    for (device, mac) in devices.iter_mut().zip(kept) {
+        device.mac.clone_from(mac);
+    }
+    Ok(devices)
 }
 
 fn same_number(snapshot: usize, pod: usize) -> Result<()> {
@@ -103,7 +126,12 @@ fn same_number(snapshot: usize, pod: usize) -> Result<()> {
 }
 
 /// Boots the kernel and makes the guest this pod's sandbox.
-async fn from_kernel(pod: &Arc<Pod>, vm: &Arc<dyn Vm>, phases: &mut Phases) -> Result<Agent> {
+async fn from_kernel(
+    pod: &Pod,
+    vm: &Arc<dyn Vm>,
+    network: &GuestNetwork,
+    phases: &mut Phases,
+) -> Result<Agent> {
     vm.boot().await?;
     phases.done("vmm");
     let agent = connect(pod, vm.as_ref()).await?;
@@ -117,7 +145,6 @@ async fn from_kernel(pod: &Arc<Pod>, vm: &Arc<dyn Vm>, phases: &mut Phases) -> R
     };
     agent.create_sandbox(&request).await?;
     phases.done("sandbox");
-    let network = guest_network(pod).await?;
     for interface in &network.interfaces {
         agent.update_interface(interface).await?;
     }
@@ -135,12 +162,6 @@ async fn from_kernel(pod: &Arc<Pod>, vm: &Arc<dyn Vm>, phases: &mut Phases) -> R
 pub(super) async fn connect(pod: &Pod, vm: &dyn Vm) -> Result<Agent> {
     let stream = vm.connect_agent(pod.config.boot_timeout()).await?;
     Agent::connect(stream, pod.config.agent_timeout()).await
-}
-
-/// What the guest's network has to look like, as the pod's namespace is now.
-pub(super) async fn guest_network(pod: &Pod) -> Result<GuestNetwork> {
-    let netns = pod.netns.clone();
-    blocking(move || network::discover(&netns)).await
 }
 
 /// Adds the end of the guest's console to the error of a guest that did not come up.

@@ -5,6 +5,7 @@ mod assets;
 mod boot;
 mod checkpoint;
 pub(crate) mod facts;
+mod oom_score;
 pub(crate) mod pod;
 mod record;
 mod restore;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::assets::Assets;
 use super::facts::{self, Network, PodName, Role, Size};
+use super::oom_score::OomScore;
 use super::{Home, restore};
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
@@ -52,6 +53,8 @@ pub(crate) struct Pod {
     pub(crate) vmm: Arc<dyn Vmm>,
     /// The snapshot that it goes on from.
     pub(crate) restored: Option<restore::Restored>,
+    /// How dispensable the VMM is.
+    pub(crate) oom_score: OomScore,
     /// Held by boot, checkpoint and stop, which exclude each other.
     pub(crate) busy: tokio::sync::Mutex<()>,
     machine: OnceLock<Machine>,
@@ -120,7 +123,6 @@ impl Pod {
             Some(vmm) => vmm.clone(),
             None => crate::vm::choose(&config).await?,
         };
-        let assets = Assets::find(&config)?;
         phases.done("vmm");
         let netns = netns(spec, ledger).await?;
         phases.done("network");
@@ -134,10 +136,15 @@ impl Pod {
             phases.done("snapshot");
         }
         phases.finish();
+        let assets = match &restored {
+            Some(restored) => restored.assets().clone(),
+            None => Assets::find(&config)?,
+        };
         let size = restored.as_ref().map_or_else(|| facts::size(spec, &config), restore::Restored::size);
         Ok(Pod {
             hostname: spec.hostname().clone().unwrap_or_default(),
             name: facts::pod_name(spec),
+            oom_score: OomScore::of(spec),
             ledger: ledger.clone(),
             events: events.clone(),
             home: home.clone(),

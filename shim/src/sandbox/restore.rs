@@ -11,14 +11,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use agent_proto::microvm::RenewRequest;
 
 use super::Home;
+use super::assets::Assets;
 use super::boot;
 use super::facts::{self, Role, Size};
 use super::pod::{Pod, blocking};
 use crate::config::Config;
+use crate::container::kill::SIGKILL;
 use crate::error::{Context, Error, Kind, Result};
 use crate::guest::{Agent, GuestName};
 use crate::images;
 use crate::ledger::{Ledger, Resource};
+use crate::network::GuestNetwork;
 use crate::phases::Phases;
 use crate::share::Image;
 use crate::snapshot::Snapshot;
@@ -31,13 +34,11 @@ use crate::vm::memory::Ram;
 /// Bytes of entropy for the guest's random generator: twice its key.
 const ENTROPY: usize = 64;
 
-/// Number of SIGKILL.
-const SIGKILL: u32 = 9;
-
 /// A snapshot that was taken in: everything in it that the pod needs is in the sandbox's directory.
 #[derive(Debug)]
 pub(crate) struct Restored {
     contents: Contents,
+    assets: Assets,
     ram: PathBuf,
     state: PathBuf,
     /// Containers that no container of the new pod has adopted yet.
@@ -75,6 +76,7 @@ fn take(dir: &Path, single: bool, config: &Config, ledger: &Arc<Ledger>) -> Resu
     let snapshot = Snapshot::open(dir)?;
     let contents = snapshot.manifest().contents.clone();
     fits(&contents, single, config)?;
+    let assets = Assets::find_again(config, &contents.guest)?;
     let ram = Ram::create(ledger.dir(), contents.machine.memory, config.huge_pages(), ledger)?;
     snapshot.restore_ram(ram.path())?;
     let state = ledger.dir().join("restore");
@@ -84,7 +86,7 @@ fn take(dir: &Path, single: bool, config: &Config, ledger: &Arc<Ledger>) -> Resu
     let waiting =
         contents.containers.iter().filter(|container| !matches!(container.state, ContainerState::Stopped(_)));
     let waiting = Mutex::new(waiting.cloned().collect());
-    Ok(Restored { waiting, ram: ram.path().to_path_buf(), state, contents })
+    Ok(Restored { waiting, assets, ram: ram.path().to_path_buf(), state, contents })
 }
 
 /// Refuses a snapshot that this node's config or this kind of container can't take.
@@ -113,6 +115,11 @@ fn fits(contents: &Contents, single: bool, config: &Config) -> Result<()> {
 }
 
 impl Restored {
+    /// What its guest booted.
+    pub(super) fn assets(&self) -> &Assets {
+        &self.assets
+    }
+
     /// Size of the VM.
     pub(crate) fn size(&self) -> Size {
         Size { vcpus: self.contents.machine.vcpus, memory: self.contents.machine.memory }
@@ -184,6 +191,7 @@ pub(super) async fn resume(
     pod: &Arc<Pod>,
     vm: &Arc<dyn Vm>,
     restored: &Restored,
+    network: &GuestNetwork,
     phases: &mut Phases,
 ) -> Result<Agent> {
     let identity = vm.identity().await?;
@@ -199,7 +207,7 @@ pub(super) async fn resume(
     phases.done("vmm");
     let agent = boot::connect(pod, vm.as_ref()).await?;
     phases.done("agent");
-    agent.renew(&renewal(pod, SystemTime::now()).await?).await?;
+    agent.renew(&renewal(pod, network, SystemTime::now())?).await?;
     phases.done("renew");
     for container in &restored.contents.containers {
         clear(&agent, container).await?;
@@ -210,17 +218,16 @@ pub(super) async fn resume(
 }
 
 /// What makes the guest a machine of its own.
-async fn renewal(pod: &Pod, now: SystemTime) -> Result<RenewRequest> {
-    let network = boot::guest_network(pod).await?;
+fn renewal(pod: &Pod, network: &GuestNetwork, now: SystemTime) -> Result<RenewRequest> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Ok(RenewRequest {
         entropy: entropy()?,
         seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
         nanoseconds: now.subsec_nanos().into(),
         hostname: pod.hostname.clone(),
-        interfaces: network.interfaces,
-        routes: network.routes,
-        neighbors: network.neighbors,
+        interfaces: network.interfaces.clone(),
+        routes: network.routes.clone(),
+        neighbors: network.neighbors.clone(),
         ..RenewRequest::default()
     })
 }

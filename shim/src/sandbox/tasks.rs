@@ -55,11 +55,14 @@ impl Tasks for Served {
 
     async fn start(&self, process: ProcessRef<'_>) -> Result<u32> {
         let (pod, container) = self.0.find(process.container)?;
-        if !process.exec.is_empty() {
-            let exec = container.process(process)?;
-            return container::exec::start(&pod, &container, &exec).await;
-        }
-        container::start::start(&pod, &container, self.run(&pod, &container)).await
+        let started = container.process(process)?;
+        let pid = if process.exec.is_empty() {
+            container::start::start(&pod, &container, self.run(&pod, &container)).await?
+        } else {
+            container::exec::start(&pod, &container, &started).await?
+        };
+        watch::over_process(&self.0, &pod, &container, &started);
+        Ok(pid)
     }
 
     async fn exec(&self, request: Exec) -> Result<()> {
@@ -80,9 +83,9 @@ impl Tasks for Served {
         if container.guest.is_none() {
             return self.kill_sandbox(&pod, &container, signal).await;
         }
-        container::kill::kill(&pod, &container, &target, signal, all).await?;
+        let delivery = container::kill::kill(&pod, &container, &target, signal, all).await?;
         if signal == container::kill::SIGKILL {
-            watch::after_sigkill(&self.0, &pod, process.container, process.exec);
+            watch::after_sigkill(&self.0, &pod, &target, delivery);
         }
         Ok(())
     }

@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use super::Sandbox;
 use super::pod::Pod;
-use crate::container::{Container, KILLED, exit};
+use crate::container::kill::{self, Delivery};
+use crate::container::{Container, KILLED, Process, exit};
 use crate::error::{Error, Kind};
 use crate::events::Event;
 
 /// How long a process may outlive SIGKILL before the VM is ended instead. Under emulation on a loaded machine a guest
 /// that is well needs up to 2 s (measured with two vCPUs' worth of load on one).
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Longest wait for the agent of a guest that has not taken SIGKILL to say that it is there. With the two seconds that
+/// the signal had, a hung guest is gone within five.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// Watches over the pod until it is stopped, in tasks of its own.
 pub(super) fn over(sandbox: &Arc<Sandbox>, pod: &Arc<Pod>) {
@@ -87,22 +92,72 @@ async fn oom_kills(sandbox: Arc<Sandbox>, pod: Arc<Pod>) {
     }
 }
 
-/// Makes sure that SIGKILL ends in an exit: when `container`'s process is still there after the grace, the VM ends.
-pub(super) fn after_sigkill(sandbox: &Arc<Sandbox>, pod: &Arc<Pod>, id: &str, exec: &str) {
+/// Watches over a process that begins to run: who kills the pid that we report means the process.
+pub(super) fn over_process(
+    sandbox: &Arc<Sandbox>,
+    pod: &Arc<Pod>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+) {
     let (sandbox, pod) = (sandbox.clone(), pod.clone());
-    let (id, exec) = (id.to_owned(), exec.to_owned());
+    let (container, process) = (container.clone(), process.clone());
     tokio::spawn(async move {
-        let Ok((_, container)) = sandbox.find(&id) else { return };
-        let Ok(process) = container.process(crate::task::ProcessRef { container: &id, exec: &exec }) else {
-            return;
-        };
-        if tokio::time::timeout(GRACE, process.wait()).await.is_ok() {
+        tokio::select! {
+            _ = process.wait() => return,
+            () = process.disembodied() => {}
+        }
+        // The stub of a process that has ended is taken away by us.
+        if process.life().exit().is_some() {
             return;
         }
-        // A checkpoint holds the guest still; its time does not count.
-        drop(pod.busy.lock().await);
-        if tokio::time::timeout(GRACE / 2, process.wait()).await.is_err() {
-            collapse(&sandbox, &pod, &format!("{} is still there after SIGKILL", process.what())).await;
+        log::warn!(
+            "The host's process {} of {} was killed, and so is what it stands for",
+            process.pid(),
+            process.what()
+        );
+        if container.guest.is_none() {
+            return collapse(&sandbox, &pod, "its sandbox's process on the host was killed").await;
+        }
+        match kill::kill(&pod, &container, &process, kill::SIGKILL, false).await {
+            Ok(delivery) => insist(&sandbox, &pod, &process, delivery).await,
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => log::error!("{}", error.chain()),
         }
     });
+}
+
+/// Makes sure, in a task of its own, that SIGKILL ends in an exit.
+pub(super) fn after_sigkill(
+    sandbox: &Arc<Sandbox>,
+    pod: &Arc<Pod>,
+    process: &Arc<Process>,
+    delivery: Delivery,
+) {
+    let (sandbox, pod, process) = (sandbox.clone(), pod.clone(), process.clone());
+    tokio::spawn(async move { insist(&sandbox, &pod, &process, delivery).await });
+}
+
+/// Ends the VM when the guest is hung, or when `process` is still there after the grace.
+async fn insist(sandbox: &Sandbox, pod: &Arc<Pod>, process: &Process, delivery: Delivery) {
+    if delivery == Delivery::Unanswered {
+        // A checkpoint holds the guest still; its time does not count.
+        drop(pod.busy.lock().await);
+        if is_hung(pod).await && process.life().exit().is_none() {
+            let reason = format!("the guest hangs, and {} was to be killed", process.what());
+            return collapse(sandbox, pod, &reason).await;
+        }
+    }
+    if tokio::time::timeout(GRACE, process.wait()).await.is_ok() {
+        return;
+    }
+    drop(pod.busy.lock().await);
+    if tokio::time::timeout(GRACE / 2, process.wait()).await.is_err() {
+        collapse(sandbox, pod, &format!("{} is still there after SIGKILL", process.what())).await;
+    }
+}
+
+/// Whether the agent does not answer the simplest question.
+async fn is_hung(pod: &Pod) -> bool {
+    let Ok(machine) = pod.machine() else { return false };
+    !matches!(tokio::time::timeout(ANSWER, machine.agent.check()).await, Ok(Ok(())))
 }

@@ -62,6 +62,19 @@ async fn a_hung_guest_does_not_hang_state_kill_or_delete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn killing_the_pid_that_was_reported_kills_the_process() {
+    let host = Host::new("pid");
+    host.tasks.create(host.create("pid", &["run"])).await.unwrap();
+    let pid = host.tasks.start(process("pid", "")).await.unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(host.ended("pid", "").await.status, 137);
+    assert!(host.vmm.log().iter().all(|line| line != "stop"), "the guest is well, and so its VM stays");
+    host.tasks.delete(process("pid", "")).await.unwrap();
+    host.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_program_fails_start_and_the_rest_can_be_deleted() {
     let host = Host::new("missing");
     host.tasks.create(host.create("missing", &["missing"])).await.unwrap();
