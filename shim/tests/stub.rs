@@ -5,24 +5,11 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use shim::error::Kind;
-use shim::ledger::{Ledger, Owner, Shim};
 use shim::stub::{MODE, Net, Place, Stub};
-
-fn ledger(dir: &Path) -> Arc<Ledger> {
-    let owner = Owner {
-        namespace: "test".into(),
-        sandbox: "pod".into(),
-        bundle: dir.into(),
-        containerd_address: "/nonexistent".into(),
-        ttrpc_address: "/nonexistent".into(),
-        shim: Shim::current().unwrap(),
-    };
-    Arc::new(Ledger::create(&dir.join("sandbox"), owner).unwrap())
-}
+use shim::testing::ledger;
 
 fn place() -> Place {
     Place { program: env!("CARGO_BIN_EXE_containerd-shim-microvm-v1").into(), ..Place::default() }
@@ -41,7 +28,7 @@ fn status(pid: u32, key: &str) -> String {
 #[tokio::test]
 async fn a_stub_shows_the_tasks_place_and_nothing_of_the_host() {
     let temp = tempfile::tempdir().unwrap();
-    let ledger = ledger(temp.path());
+    let ledger = ledger(&temp.path().join("sandbox")).unwrap();
     let stub = Stub::spawn(&Place { net: Net::New, ..place() }, &ledger).await.unwrap();
     let pid = stub.pid();
 
@@ -77,7 +64,7 @@ async fn a_stub_shows_the_tasks_place_and_nothing_of_the_host() {
 #[tokio::test]
 async fn a_stub_that_cannot_get_there_says_why() {
     let temp = tempfile::tempdir().unwrap();
-    let ledger = ledger(temp.path());
+    let ledger = ledger(&temp.path().join("sandbox")).unwrap();
     let nowhere = temp.path().join("netns");
     let place = Place { net: Net::Join(nowhere.clone()), ..place() };
     let error = Stub::spawn(&place, &ledger).await.unwrap_err();
@@ -89,7 +76,7 @@ async fn a_stub_that_cannot_get_there_says_why() {
 #[tokio::test]
 async fn a_stub_sits_in_the_cgroup_and_its_death_is_noticed() {
     let temp = tempfile::tempdir().unwrap();
-    let ledger = ledger(temp.path());
+    let ledger = ledger(&temp.path().join("sandbox")).unwrap();
     let mut roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/pids"].into_iter().map(Path::new);
     let root = roots.find(|root| root.join("cgroup.procs").exists()).unwrap();
     let cgroup = root.join(format!("microvm-stub-{}", std::process::id()));

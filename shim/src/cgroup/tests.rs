@@ -5,19 +5,7 @@ use super::*;
 use std::fs;
 use std::process::Command;
 
-use crate::ledger::{Owner, Shim};
-
-fn ledger(dir: &Path) -> Arc<Ledger> {
-    let owner = Owner {
-        namespace: "ns".into(),
-        sandbox: "pod".into(),
-        bundle: dir.into(),
-        containerd_address: "/nonexistent".into(),
-        ttrpc_address: "/nonexistent".into(),
-        shim: Shim::current().unwrap(),
-    };
-    Arc::new(Ledger::create(&dir.join("sandbox"), owner).unwrap())
-}
+use crate::testing::ledger;
 
 fn memory(limit: i64) -> LinuxResources {
     serde_json::from_str(&format!("{{\"memory\":{{\"limit\":{limit}}}}}")).unwrap()
@@ -35,7 +23,7 @@ fn a_pod_has_a_place_for_the_vmm_and_for_each_container() {
     let temp = tempfile::tempdir().unwrap();
     let root = temp.path().join("cgroup");
     fs::create_dir(&root).unwrap();
-    let ledger = ledger(temp.path());
+    let ledger = ledger(&temp.path().join("sandbox")).unwrap();
     let pod = PodCgroup::create_in(vec![fake(&root)], "/kubepods/pod1/abc", "abc", &ledger).unwrap();
     assert_eq!(pod.vmm_procs(), [root.join("kubepods/pod1/abc/vmm/cgroup.procs")]);
     let delegated = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap();
@@ -56,7 +44,7 @@ fn a_cgroup_with_foreign_processes_is_left_alone() {
     let root = temp.path().join("cgroup");
     fs::create_dir_all(root.join("a/b/c")).unwrap();
     fs::write(root.join("a/b/c/cgroup.procs"), "1234\n").unwrap();
-    let ledger = ledger(temp.path());
+    let ledger = ledger(&temp.path().join("sandbox")).unwrap();
     let error = PodCgroup::create_in(vec![fake(&root)], "/a/b", "pod", &ledger).unwrap_err();
     assert_eq!(error.kind(), Kind::AlreadyExists);
     assert!(ledger.resources().is_empty());
@@ -67,7 +55,7 @@ fn a_cgroup_with_foreign_processes_is_left_alone() {
 #[test]
 fn limits_are_seen_on_the_host_and_nothing_stays() {
     let temp = tempfile::tempdir().unwrap();
-    let ledger = ledger(temp.path());
+    let ledger = ledger(&temp.path().join("sandbox")).unwrap();
     let id = format!("test-{}", std::process::id());
     let pod = PodCgroup::create("", &id, &ledger).unwrap();
     let container = pod.container("c1", Some(&memory(64 << 20))).unwrap();

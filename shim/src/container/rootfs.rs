@@ -1,13 +1,19 @@
 //! The root filesystem as containerd gives it, mounted on `bundle/rootfs` for whoever looks there on the host
 //! (containerd's metrics, a checkpoint import). The guest never sees this mount. Called by container create and delete.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::ledger::{Ledger, Resource};
 use crate::task::Mount;
+
+/// What mount(2) takes of options, in bytes, with the zero at their end: a page, the smallest that any machine has.
+const MOST_DATA: usize = 4096;
 
 /// Mounts `mounts` in order on `bundle/rootfs` and answers that path. The first goes on the root itself, each next
 /// below it at its target.
@@ -24,6 +30,8 @@ pub(crate) fn mount_all(bundle: &Path, mounts: &[Mount], ledger: &Ledger) -> Res
     for entry in mounts {
         let place = place(&root, &entry.target)?;
         let (flags, data) = options(&entry.options);
+        // The descriptors name the layers until the mount is made.
+        let (data, _layers) = data.map(|data| fit(entry, data)).transpose()?.unzip();
         let bind = entry.kind == "bind" || flags.contains(MsFlags::MS_BIND);
         let kind = (!bind).then_some(entry.kind.as_str());
         let flags = if bind { flags | MsFlags::MS_BIND } else { flags };
@@ -70,9 +78,46 @@ fn options(options: &[String]) -> (MsFlags, Option<String>) {
     (flags, (!data.is_empty()).then(|| data.join(",")))
 }
 
+/// `data` in what mount(2) takes. Longer data it cuts without a word: an overlay of many layers has its layers named by
+/// descriptors instead, which must stay open until then.
+fn fit(entry: &Mount, data: String) -> Result<(String, Vec<OwnedFd>)> {
+    if data.len() < MOST_DATA {
+        return Ok((data, Vec::new()));
+    }
+    let mut layers = Vec::new();
+    let shorter = data.split(',').map(|option| match option.strip_prefix("lowerdir=") {
+        Some(lowers) if entry.kind == "overlay" => by_descriptor(lowers, &mut layers),
+        _ => Ok(option.to_owned()),
+    });
+    let shorter = shorter.collect::<Result<Vec<_>>>()?.join(",");
+    if shorter.len() < MOST_DATA {
+        return Ok((shorter, layers));
+    }
+    let text = format!(
+        "The options of the {} mount of the root filesystem, with {} layers, take {} bytes, and the kernel takes {MOST_DATA}",
+        entry.kind,
+        layers.len(),
+        shorter.len()
+    );
+    Err(Error::new(Kind::InvalidArgument, text))
+}
+
+fn by_descriptor(lowers: &str, layers: &mut Vec<OwnedFd>) -> Result<String> {
+    let mut names = Vec::new();
+    for path in lowers.split(':') {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let layer =
+            open(path, flags, Mode::empty()).context(|| format!("Could not open the layer {path}"))?;
+        names.push(format!("/proc/self/fd/{}", layer.as_raw_fd()));
+        layers.push(layer);
+    }
+    Ok(format!("lowerdir={}", names.join(":")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::ledger;
 
     #[test]
     fn options_fall_into_flags_and_data() {
@@ -80,6 +125,55 @@ mod tests {
         let (flags, data) = options(&given);
         assert_eq!(flags, MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY);
         assert_eq!(data.as_deref(), Some("lowerdir=/a:/b,index=off"));
+    }
+
+    /// An overlay of `count` layers, each with a file of its own and one that is in all of them.
+    fn overlay(dir: &Path, count: usize) -> Mount {
+        let layers: Vec<String> = (0..count)
+            .map(|number| {
+                let layer = dir.join(format!("{number}-{}", "x".repeat(60)));
+                std::fs::create_dir(&layer).unwrap();
+                std::fs::write(layer.join(number.to_string()), "").unwrap();
+                std::fs::write(layer.join("all"), number.to_string()).unwrap();
+                layer.display().to_string()
+            })
+            .collect();
+        let [upper, work] = ["upper", "work"].map(|name| dir.join(name));
+        for dir in [&upper, &work] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        let options = vec![
+            format!("lowerdir={}", layers.join(":")),
+            format!("upperdir={}", upper.display()),
+            format!("workdir={}", work.display()),
+        ];
+        Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options }
+    }
+
+    #[test]
+    fn an_image_may_have_more_layers_than_fit_into_a_page_by_name() {
+        // Not on an overlay, of which a machine's /tmp may be made.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let ledger = ledger(&dir.path().join("sandbox")).unwrap();
+        let mount = overlay(dir.path(), 120);
+        assert!(mount.options[0].len() > 2 * MOST_DATA);
+        let root = mount_all(dir.path(), &[mount], &ledger).unwrap();
+        assert_eq!(std::fs::read_to_string(root.join("all")).unwrap(), "0");
+        assert!((0..120).all(|number| root.join(number.to_string()).exists()));
+        std::fs::write(root.join("new"), "").unwrap();
+        assert!(dir.path().join("upper/new").exists());
+        assert!(ledger.release_all().is_empty());
+        assert!(!root.join("all").exists());
+    }
+
+    #[test]
+    fn options_that_fit_in_no_way_are_refused_with_their_number() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let ledger = ledger(&dir.path().join("sandbox")).unwrap();
+        let error = mount_all(dir.path(), &[overlay(dir.path(), 300)], &ledger).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.chain().contains("300 layers"), "{}", error.chain());
+        assert!(ledger.release_all().is_empty());
     }
 
     #[test]

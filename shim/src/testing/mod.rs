@@ -2,8 +2,10 @@
 //! agent speaks its real protocol over a socket; what a container does is in its arguments, see [`agent`].
 
 pub mod agent;
+mod ledger;
 mod process;
 mod server;
 mod vm;
 
+pub use ledger::ledger;
 pub use vm::{Fault, ScriptedVmm};

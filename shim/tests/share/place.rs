@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use shim::guest::GuestName;
-use shim::ledger::{Ledger, Owner, Shim};
+use shim::ledger::Ledger;
 use shim::share::Share;
 use shim::task::Mount;
+use shim::testing::ledger;
 
 /// A share in a directory of its own. End it with [`Place::end`].
 pub(crate) struct Place {
@@ -23,15 +24,7 @@ impl Place {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let sandbox = dir.path().join("sandbox");
-        let owner = Owner {
-            namespace: "test".into(),
-            sandbox: "one".into(),
-            bundle: dir.path().into(),
-            containerd_address: PathBuf::new(),
-            ttrpc_address: String::new(),
-            shim: Shim::current().unwrap(),
-        };
-        let ledger = Arc::new(Ledger::create(&sandbox, owner).unwrap());
+        let ledger = ledger(&sandbox).unwrap();
         let share = Share::prepare(&sandbox, &ledger).unwrap();
         Place { dir, sandbox, ledger, share }
     }
