@@ -153,6 +153,8 @@ mod tests {
         let error = agent.read_stdout("a", "", 10).await.unwrap_err();
         assert!(error.chain().ends_with("11 bytes instead of at most 10"), "{}", error.chain());
         assert_eq!(agent.write_stdin("a", "", vec![1, 2]).await.unwrap(), 2);
+        // What could be mistaken for the start of a connection is cut in its middle.
+        assert_eq!(agent.write_stdin("a", "", b"x\0MVMHELO".to_vec()).await.unwrap(), 5);
         assert_eq!(agent.write_stdin("a", "liar", vec![1, 2]).await.unwrap_err().kind(), Kind::Internal);
         assert_eq!(agent.details().await.unwrap().version, r"1\n2");
         fake.stop().await;

@@ -5,6 +5,7 @@ use agent_proto::microvm::{
     CloseRequest, DialRequest, FrozenContainers, ReadRequest, RebindRequest, RenewRequest, WriteRequest,
 };
 use agent_proto::oci::Mount;
+use agent_proto::serial::unambiguous_len;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::context::Context;
 
@@ -108,10 +109,16 @@ impl Agent {
     ///
     /// # Errors
     /// As every call without a deadline.
-    pub async fn write_stream(&self, stream: u64, data: Vec<u8>) -> Result<()> {
+    pub async fn write_stream(&self, stream: u64, data: &[u8]) -> Result<()> {
         let what = format!("write to stream {stream}");
-        let request = WriteRequest { stream, data, ..Default::default() };
-        self.wait(&what, self.guest.write_stream(Context::default(), &request)).await.map(drop)
+        let mut rest = data;
+        while !rest.is_empty() {
+            let (piece, others) = rest.split_at(unambiguous_len(rest));
+            let request = WriteRequest { stream, data: piece.to_vec(), ..Default::default() };
+            self.wait(&what, self.guest.write_stream(Context::default(), &request)).await?;
+            rest = others;
+        }
+        Ok(())
     }
 
     /// Ends the write side of a stream, or drops the stream.

@@ -6,6 +6,7 @@ use agent_proto::agent::{
     WaitProcessRequest, WriteStreamRequest,
 };
 use agent_proto::oci;
+use agent_proto::serial::unambiguous_len;
 use ttrpc::context::Context;
 
 use super::{Agent, failure};
@@ -89,12 +90,13 @@ impl Agent {
         within(&what, answer.data, most)
     }
 
-    /// Writes to a process and answers how many bytes it took. No deadline: the call waits while the process does
-    /// not read, which may be for ever.
+    /// Writes to a process and answers how many bytes it took; not all of them where `data` could be mistaken for the
+    /// start of a connection. No deadline: the call waits while the process does not read, which may be for ever.
     ///
     /// # Errors
     /// As every call without a deadline.
-    pub async fn write_stdin(&self, container: &str, exec: &str, data: Vec<u8>) -> Result<usize> {
+    pub async fn write_stdin(&self, container: &str, exec: &str, mut data: Vec<u8>) -> Result<usize> {
+        data.truncate(unambiguous_len(&data));
         let length = data.len();
         let request = WriteStreamRequest {
             container_id: container.into(),
