@@ -12,7 +12,11 @@ use tests::programs;
 use crate::harness::Bench;
 use crate::support::with_pod;
 
-crate::harness::tests![links_in_an_image_lead_nowhere_outside, an_image_needs_no_folders_for_mounts,];
+crate::harness::tests![
+    links_in_an_image_lead_nowhere_outside,
+    an_image_needs_no_folders_for_mounts,
+    an_image_may_have_seventy_layers,
+];
 
 const IDLE: &[&str] = &["/bin/sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1000 & wait $!; done"];
 
@@ -72,6 +76,21 @@ fn an_image_needs_no_folders_for_mounts(bench: &Bench) -> Result<()> {
     with_image(bench, image, &Pod::new("bare", "i2"), &container, |id| {
         let mounts = bench.cri.read(id, &["/busybox", "cat", "/proc/self/mounts"])?;
         ensure!(["/proc", "/dev", "/sys"].iter().all(|at| mounts.contains(&format!(" {at} "))), "{mounts}");
+        Ok(())
+    })
+}
+
+/// Their paths are more than fits into the page of options that mount(2) takes.
+fn an_image_may_have_seventy_layers(bench: &Bench) -> Result<()> {
+    let mut image = Image::busybox("localhost/layers:1")?.folder("layers", 0o755).command(IDLE);
+    for number in 0..70 {
+        let file = format!("layers/{number}");
+        image = image.layer().file(&file, 0o644, "").file("layers/last", 0o644, number.to_string());
+    }
+    let container = Container::new("one", "localhost/layers:1");
+    with_image(bench, image, &Pod::new("layers", "i3"), &container, |id| {
+        let words = bench.cri.read(id, &["sh", "-c", "ls /layers | wc -l; cat /layers/last"])?;
+        ensure!(words.split_whitespace().eq(["71", "69"]), "{words}");
         Ok(())
     })
 }

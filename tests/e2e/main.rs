@@ -8,7 +8,9 @@ mod ctr;
 mod faults;
 mod harness;
 mod images;
+mod share;
 mod support;
+mod tree;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -43,7 +45,7 @@ struct Arguments {
 
 /// Every test, in the order in which they run.
 fn all() -> Vec<Test> {
-    [ctr::TESTS, cri::TESTS, images::TESTS, checkpoint::TESTS, faults::TESTS].concat()
+    [ctr::TESTS, cri::TESTS, images::TESTS, share::TESTS, checkpoint::TESTS, faults::TESTS].concat()
 }
 
 fn main() -> ExitCode {
@@ -75,6 +77,8 @@ fn run(arguments: Arguments) -> Result<i32> {
         name: "e2e".into(),
         arguments: inside,
         installed: arguments.installed,
+        // Built beside this program: see `xtask/src/test.rs`.
+        files: vec![(std::env::current_exe()?.with_file_name("intruder"), share::INTRUDER.into())],
         ..Payload::default()
     };
     host::run(&std::path::absolute(&arguments.target)?, &payload)

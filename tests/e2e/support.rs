@@ -1,10 +1,14 @@
-//! What several topics need: waiting, pods that are removed again, and the processes behind a pod. Called by the tests.
+//! What several topics need: waiting, pods and containers that are removed again, and the processes behind them. Called
+//! by the tests.
 
 use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use tests::cri::{Container, Pod};
+use tests::programs;
 
 use crate::harness::Bench;
 
@@ -13,11 +17,41 @@ pub(crate) const BUSYBOX: &str = "localhost/busybox:1";
 
 /// A container that does nothing until it is told to end.
 pub(crate) fn idle(name: &str) -> Container {
-    Container::new(name, BUSYBOX).command(&[
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; touch /ready; while true; do sleep 1000 & wait $!; done",
-    ])
+    Container::new(name, BUSYBOX).command(IDLE)
+}
+
+/// The command of [`idle`].
+const IDLE: &[&str] =
+    &["sh", "-c", "trap 'exit 0' TERM; touch /ready; while true; do sleep 1000 & wait $!; done"];
+
+/// Runs a plain container of `ctr` that does nothing, and removes it again, whatever the test says.
+pub(crate) fn with_idle<T>(
+    bench: &Bench,
+    flags: &[&str],
+    image: &str,
+    id: &str,
+    test: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let mut ctr = Command::new("ctr");
+    ctr.args(["run", "--detach", "--runtime", bench.runtime()]).args(flags).args([image, id]).args(IDLE);
+    let result = programs::run(&mut ctr).and_then(|()| test());
+    let removed = remove_plain(id);
+    let value = result?;
+    removed.map(|()| value)
+}
+
+/// Removes a plain container and its task, whether it runs or not.
+pub(crate) fn remove_plain(id: &str) -> Result<()> {
+    programs::run(Command::new("ctr").args(["tasks", "delete", "--force", id]))?;
+    programs::run(Command::new("ctr").args(["containers", "delete", id]))
+}
+
+/// What a command prints in a plain container that must end with 0.
+pub(crate) fn exec(id: &str, command: &[&str]) -> Result<String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let exec = format!("exec-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    programs::output(Command::new("ctr").args(["tasks", "exec", "--exec-id", &exec, id]).args(command))
+        .with_context(|| format!("In the container {id}"))
 }
 
 /// Runs a pod for the test and removes it again, whatever the test says.

@@ -78,6 +78,10 @@ fn end_to_end(workspace: &Workspace, test: &Test, count: &mut Count) -> Result<b
     arguments.extend(test.filter.iter().map(Into::into));
     let build = ["build", "--quiet", "--locked", "-p", "tests", "--bin", "e2e"];
     step("Build the end-to-end tests", &mut workspace.cargo(&build))?;
+    // Static, because it runs in containers whose images have no libraries.
+    let build = ["rustc", "--quiet", "--locked", "-p", "tests", "--bin", "intruder"];
+    let mut intruder = workspace.cargo(&build);
+    step("Build what runs in their containers", intruder.args(["--", "-C", "target-feature=+crt-static"]))?;
     let mut runner = Command::new(workspace.target.join("debug/e2e"));
     counted("End-to-end tests", runner.args(arguments), count)
 }

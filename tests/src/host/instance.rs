@@ -98,6 +98,12 @@ impl Instance {
                 bail!("Could not copy {} into the test host", installed.display());
             }
         }
+        for (source, target) in &payload.files {
+            let target = self.spec.folder.join("upper").join(target.strip_prefix("/").unwrap_or(target));
+            let what = || format!("Could not lay {} into the test host", source.display());
+            fs::create_dir_all(target.parent().unwrap_or(&target)).with_context(what)?;
+            fs::copy(source, &target).with_context(what)?;
+        }
         for cgroup in &self.spec.cgroups {
             cgroups::create(cgroup)?;
         }

@@ -40,6 +40,8 @@ pub struct Payload {
     pub program: Option<PathBuf>,
     /// A folder whose content is laid over the tree before it starts (what `cargo xtask install --root` made).
     pub installed: Option<PathBuf>,
+    /// More files: a path of this machine, and where the test host has it.
+    pub files: Vec<(PathBuf, PathBuf)>,
 }
 
 /// Becomes the init process of a test host when the arguments say so, and then does not return. To be called first in
