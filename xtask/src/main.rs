@@ -1,5 +1,6 @@
 //! The commands of the README: `cargo xtask demo | test | install | shell` and their friends, one file each.
 
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -35,6 +36,8 @@ enum Command {
     Install(install::Install),
     /// Gives a prompt in a test host with containerd and the shim
     Shell(shell::Shell),
+    /// Measures microvm beside runc, in a test host of its own
+    Bench(bench::Bench),
     /// Builds the static release programs
     Build,
     /// Checks formatting, lints, documentation, licences and tidiness
@@ -60,6 +63,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(test) => test::run(&workspace, &test),
         Command::Install(install) => install::run(&workspace, &install).map(|()| ExitCode::SUCCESS),
         Command::Shell(shell) => shell::run(&workspace, &shell),
+        Command::Bench(bench) => bench::run(&workspace, &bench),
         Command::Build => build::run(&workspace).map(|_| ExitCode::SUCCESS),
         Command::Check => check::run(&workspace).map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
