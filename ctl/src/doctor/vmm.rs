@@ -1,10 +1,11 @@
-//! The guest's assets, QEMU and KVM. Called by `doctor`.
+//! The guest's assets, the VMMs and KVM. Called by `doctor`.
 
 use std::path::Path;
 
 use install::assets::Assets;
 use shim::Config;
-use shim::config::Accelerator;
+use shim::config::{Accelerator, VmmChoice};
+use shim::vm::Host;
 
 use super::Finding;
 
@@ -15,13 +16,22 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = vec![assets(config), virtiofsd(config)];
     match shim::vm::examine(config).await {
         Ok(host) => {
-            findings.push(qemu(config, &host.version));
+            findings.extend(vmms(config, &host));
             findings.push(kvm(config, &host));
         }
-        Err(error) => {
-            let hint = "install qemu-system-x86 (or -arm), or set `qemu_path` in the config";
-            findings.push(Finding::broken("qemu", error.chain(), hint));
-        }
+        Err(error) => findings.push(Finding::broken("vmm", error.chain(), "")),
+    }
+    findings
+}
+
+/// The VMMs that the config may choose.
+fn vmms(config: &Config, host: &Host) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if config.vmm() != VmmChoice::Qemu {
+        findings.push(cloud_hypervisor(config, host));
+    }
+    if config.vmm() != VmmChoice::CloudHypervisor {
+        findings.push(qemu(config, host));
     }
     findings
 }
@@ -72,8 +82,33 @@ fn virtiofsd(config: &Config) -> Finding {
     }
 }
 
-fn qemu(config: &Config, version: &str) -> Finding {
+fn cloud_hypervisor(config: &Config, host: &Host) -> Finding {
+    const CHECK: &str = "cloud-hypervisor";
+    match (host.cloud_hypervisor(), config.vmm()) {
+        (Ok(version), _) => {
+            Finding::ok(CHECK, format!("{} {version}", config.cloud_hypervisor_path().display()))
+        }
+        (Err(error), VmmChoice::CloudHypervisor) => Finding::broken(
+            CHECK,
+            error.chain(),
+            "or set `vmm = \"auto\"` in the config, which takes QEMU then",
+        ),
+        (Err(error), _) => Finding::ok(CHECK, format!("not used, QEMU is: {}", error.chain())),
+    }
+}
+
+fn qemu(config: &Config, host: &Host) -> Finding {
     const CHECK: &str = "qemu";
+    let version = match host.qemu() {
+        Ok(version) => version,
+        Err(error) if host.cloud_hypervisor().is_ok() && host.kvm().is_ok() => {
+            return Finding::ok(CHECK, format!("not used, Cloud Hypervisor is: {}", error.chain()));
+        }
+        Err(error) => {
+            let hint = "install qemu-system-x86 (or -arm), or set `qemu_path` in the config";
+            return Finding::broken(CHECK, error.chain(), hint);
+        }
+    };
     let text = format!("{} {version}", config.qemu_path().display());
     let (major, minor) = OLDEST_QEMU;
     match parse(version) {
@@ -93,7 +128,7 @@ fn parse(version: &str) -> Option<(u32, u32)> {
     Some((next()?, next()?))
 }
 
-fn kvm(config: &Config, host: &shim::vm::Host) -> Finding {
+fn kvm(config: &Config, host: &Host) -> Finding {
     const CHECK: &str = "kvm";
     match (host.kvm(), config.accelerator()) {
         (Ok(()), Accelerator::Tcg) => {
@@ -106,6 +141,10 @@ fn kvm(config: &Config, host: &shim::vm::Host) -> Finding {
         }
         (Err(error), Accelerator::Tcg) => {
             Finding::ok(CHECK, format!("not used, as the config wants; it does not work: {}", error.chain()))
+        }
+        (Err(error), Accelerator::Auto) if config.vmm() == VmmChoice::CloudHypervisor => {
+            let hint = "set `vmm = \"auto\"` to emulate by QEMU, or make KVM work";
+            Finding::broken(CHECK, error.chain(), hint)
         }
         (Err(error), Accelerator::Auto) => Finding::poor(
             CHECK,

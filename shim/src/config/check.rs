@@ -7,6 +7,7 @@ use super::Origin;
 use super::file::{Entry, File, line_of};
 use super::keys::{KEYS, Key, Values};
 use super::value::Scalar;
+use super::{Accelerator, VmmChoice};
 use crate::error::{Error, Kind, Result};
 
 /// What is wrong with one key.
@@ -153,6 +154,10 @@ fn across(values: &Values, files: &[File]) -> Vec<Problem> {
     exceeds("default_vcpus", "max_vcpus", values.default_vcpus > cpus, cpus.to_string());
     let bound = format!("{} MiB", memory >> 20);
     exceeds("default_memory", "max_memory", values.default_memory > memory, bound);
+    if values.vmm == VmmChoice::CloudHypervisor && values.accelerator == Accelerator::Tcg {
+        let want = "another VMM with accelerator = \"tcg\": cloud-hypervisor needs KVM".to_owned();
+        problems.push(culprit(files, &["vmm", "accelerator"], want));
+    }
     problems
 }
 

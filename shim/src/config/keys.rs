@@ -33,6 +33,8 @@ pub(super) struct Key {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Values {
     pub(super) vmm: VmmChoice,
+    pub(super) cloud_hypervisor_path: PathBuf,
+    pub(super) landlock: bool,
     pub(super) qemu_path: PathBuf,
     pub(super) accelerator: Accelerator,
     pub(super) guest_dir: PathBuf,
@@ -63,6 +65,8 @@ impl Values {
     pub(super) fn blank() -> Self {
         Values {
             vmm: VmmChoice::default(),
+            cloud_hypervisor_path: PathBuf::new(),
+            landlock: false,
             qemu_path: PathBuf::new(),
             accelerator: Accelerator::default(),
             guest_dir: PathBuf::new(),
@@ -103,12 +107,33 @@ pub(super) const KEYS: &[Key] = &[
         name: "vmm",
         group: Some("Virtual machine monitor"),
         default: "\"auto\"",
-        text: "Program that runs the pods: \"qemu\", or \"auto\" for whatever works on this host.",
+        text: "Program that runs the pods: \"cloud-hypervisor\", \"qemu\", or \"auto\": Cloud Hypervisor where it is \
+               installed and KVM works, else QEMU.",
         annotation: false,
         set: |values, value| {
-            let names = [("auto", VmmChoice::Auto), ("qemu", VmmChoice::Qemu)];
+            let names = [
+                ("auto", VmmChoice::Auto),
+                ("cloud-hypervisor", VmmChoice::CloudHypervisor),
+                ("qemu", VmmChoice::Qemu),
+            ];
             value::choice(value, &names).map(|vmm| values.vmm = vmm)
         },
+    },
+    Key {
+        name: "cloud_hypervisor_path",
+        group: None,
+        default: "\"/usr/bin/cloud-hypervisor\"",
+        text: "Cloud Hypervisor's binary, version 52.0 or newer.",
+        annotation: false,
+        set: |values, value| value::path(value).map(|path| values.cloud_hypervisor_path = path),
+    },
+    Key {
+        name: "landlock",
+        group: None,
+        default: "true",
+        text: "Has Cloud Hypervisor confine itself to the files of its pod by Landlock, which needs Linux 6.2 or newer.",
+        annotation: false,
+        set: |values, value| value::boolean(value).map(|flag| values.landlock = flag),
     },
     Key {
         name: "qemu_path",

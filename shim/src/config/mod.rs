@@ -31,6 +31,8 @@ pub enum VmmChoice {
     /// Whatever works here.
     #[default]
     Auto,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
     /// QEMU.
     Qemu,
 }
@@ -90,6 +92,18 @@ impl Config {
     #[must_use]
     pub fn vmm(&self) -> VmmChoice {
         self.0.vmm
+    }
+
+    /// Cloud Hypervisor's binary.
+    #[must_use]
+    pub fn cloud_hypervisor_path(&self) -> &Path {
+        &self.0.cloud_hypervisor_path
+    }
+
+    /// Whether Cloud Hypervisor confines itself to its pod's files.
+    #[must_use]
+    pub fn landlock(&self) -> bool {
+        self.0.landlock
     }
 
     /// QEMU's binary.

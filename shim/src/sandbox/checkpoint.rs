@@ -70,13 +70,20 @@ async fn still(
     phases: &mut Phases,
 ) -> (Save, Result<Vec<String>>) {
     if let Err(error) = machine.vm.pause().await {
-        return (save, both(Err(error), machine.vm.resume().await));
+        return (save, both(Err(error), go_on(machine).await));
     }
     phases.done("pause");
     let (save, captured) = capture(machine, save, ram, phases).await;
-    let resumed = machine.vm.resume().await;
+    let resumed = go_on(machine).await;
     phases.done("resume");
     (save, both(captured, resumed))
+}
+
+/// Lets the guest run on. One that can't is ended: it would stand still for ever, and nobody would notice.
+async fn go_on(machine: &Machine) -> Result<()> {
+    let Err(error) = machine.vm.resume().await else { return Ok(()) };
+    log::error!("The VM can't go on and is ended: {}", error.chain());
+    Err(error.with_cleanup(machine.vm.stop().await.err().into_iter().collect()))
 }
 
 async fn capture(

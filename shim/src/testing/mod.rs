@@ -2,6 +2,7 @@
 //! agent speaks its real protocol over a socket; what a container does is in its arguments, see [`agent`].
 
 pub mod agent;
+pub mod cloud_hypervisor;
 mod ledger;
 mod process;
 mod server;

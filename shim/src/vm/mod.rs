@@ -1,7 +1,10 @@
 //! The virtual machine, whatever runs it: one folder for each VMM, and what all of them share. Called by
 //! `sandbox`; knows no container, no snapshot format and no image.
 
+mod cloud_hypervisor;
 mod console;
+mod cpu;
+mod life;
 pub mod memory;
 mod probe;
 mod process;
@@ -15,10 +18,11 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use self::cloud_hypervisor::CloudHypervisor;
 pub use self::probe::Host;
 use self::qemu::{Accelerator, Qemu};
-use crate::config::{self, Config};
-use crate::error::Result;
+use crate::config::{self, Config, VmmChoice};
+use crate::error::{Context, Error, Kind, Result};
 use crate::ledger::Ledger;
 
 /// The VMM for this host, as the config wants it. The first pod after a boot of the host waits for the probe of KVM,
@@ -29,13 +33,47 @@ use crate::ledger::Ledger;
 pub async fn choose(config: &Config) -> Result<Arc<dyn Vmm>> {
     let auto = config.accelerator() == config::Accelerator::Auto;
     let host = Host::examine(config, auto).await?;
-    let accelerator = match config.accelerator() {
-        config::Accelerator::Tcg => Accelerator::Tcg,
-        config::Accelerator::Kvm => Accelerator::Kvm,
-        config::Accelerator::Auto if host.kvm().is_ok() => Accelerator::Kvm,
-        config::Accelerator::Auto => Accelerator::Tcg,
+    match pick(config.vmm(), config.accelerator(), &host)? {
+        Pick::Qemu(accelerator) => {
+            let version = host.qemu()?.to_owned();
+            Ok(Arc::new(Qemu { path: config.qemu_path().to_owned(), version, accelerator }))
+        }
+        Pick::CloudHypervisor => {
+            let landlock = config.landlock();
+            if landlock {
+                cloud_hypervisor::needs_landlock()?;
+            }
+            let (path, version) =
+                (config.cloud_hypervisor_path().to_owned(), host.cloud_hypervisor()?.parse()?);
+            Ok(Arc::new(CloudHypervisor { path, version, landlock }))
+        }
+    }
+}
+
+/// Which VMM runs the pods, and by what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pick {
+    Qemu(Accelerator),
+    CloudHypervisor,
+}
+
+/// Cloud Hypervisor where KVM works, QEMU everywhere else, unless the config names one.
+fn pick(vmm: VmmChoice, accelerator: config::Accelerator, host: &Host) -> Result<Pick> {
+    let kvm = match accelerator {
+        config::Accelerator::Tcg => Err(Error::new(Kind::FailedPrecondition, "the config wants emulation")),
+        config::Accelerator::Kvm => Ok(()),
+        config::Accelerator::Auto => host.kvm(),
     };
-    Ok(Arc::new(Qemu { path: config.qemu_path().to_owned(), version: host.version, accelerator }))
+    match vmm {
+        VmmChoice::CloudHypervisor => {
+            host.cloud_hypervisor()?;
+            kvm.context(|| "Cloud Hypervisor needs KVM; vmm = \"qemu\" in the config does without".into())?;
+            Ok(Pick::CloudHypervisor)
+        }
+        VmmChoice::Auto if kvm.is_ok() && host.cloud_hypervisor().is_ok() => Ok(Pick::CloudHypervisor),
+        VmmChoice::Auto | VmmChoice::Qemu if kvm.is_ok() => Ok(Pick::Qemu(Accelerator::Kvm)),
+        VmmChoice::Auto | VmmChoice::Qemu => Ok(Pick::Qemu(Accelerator::Tcg)),
+    }
 }
 
 /// What this host can run, for a person to read; tries KVM if nobody has since the host booted.
@@ -161,6 +199,35 @@ pub trait Vmm: Send + Sync + Debug {
 mod tests {
     use super::*;
     use crate::ledger::{Owner, Shim};
+
+    #[test]
+    fn cloud_hypervisor_runs_the_pods_where_kvm_works_and_qemu_everywhere_else() {
+        use config::Accelerator::{Auto, Kvm, Tcg};
+        let (all, no_ch) = (Host::with(Some("53.0"), Ok(())), Host::with(None, Ok(())));
+        let (old, no_kvm) = (Host::with(Some("51.2"), Ok(())), Host::with(Some("53.0"), Err("no SVM")));
+        let (qemu_kvm, qemu_tcg) = (Some(Pick::Qemu(Accelerator::Kvm)), Some(Pick::Qemu(Accelerator::Tcg)));
+        let ch = Some(Pick::CloudHypervisor);
+        for (vmm, accelerator, host, want) in [
+            (VmmChoice::Auto, Auto, &all, ch),
+            (VmmChoice::Auto, Kvm, &no_kvm, ch),
+            (VmmChoice::Auto, Tcg, &all, qemu_tcg),
+            (VmmChoice::Auto, Auto, &no_ch, qemu_kvm),
+            (VmmChoice::Auto, Auto, &old, qemu_kvm),
+            (VmmChoice::Auto, Auto, &no_kvm, qemu_tcg),
+            (VmmChoice::Qemu, Auto, &all, qemu_kvm),
+            (VmmChoice::Qemu, Auto, &no_kvm, qemu_tcg),
+            (VmmChoice::CloudHypervisor, Auto, &all, ch),
+            (VmmChoice::CloudHypervisor, Auto, &no_ch, None),
+            (VmmChoice::CloudHypervisor, Auto, &old, None),
+            (VmmChoice::CloudHypervisor, Auto, &no_kvm, None),
+            (VmmChoice::CloudHypervisor, Kvm, &no_kvm, ch),
+        ] {
+            let picked = pick(vmm, accelerator, host).ok();
+            assert_eq!(picked, want, "{vmm:?} {accelerator:?} {host:?}");
+        }
+        let error = pick(VmmChoice::CloudHypervisor, Auto, &no_kvm).unwrap_err().chain();
+        assert!(error.contains("vmm = \"qemu\"") && error.ends_with("no SVM"), "{error}");
+    }
 
     /// A ledger in `dir`/ledger.
     pub(super) fn ledger(dir: &Path) -> Arc<Ledger> {

@@ -30,8 +30,8 @@ pub(super) struct Program {
     pub(super) path: PathBuf,
     /// Its arguments, without its own name.
     pub(super) arguments: Vec<String>,
-    /// A file descriptor that it inherits under the same number.
-    pub(super) inherited: Option<OwnedFd>,
+    /// File descriptors that it inherits under the same numbers.
+    pub(super) inherited: Vec<OwnedFd>,
     /// Directory of the sandbox: the working directory, and where `console.log` goes, which is its stdout.
     pub(super) dir: PathBuf,
 }
@@ -60,7 +60,7 @@ impl Process {
         let mut command = Command::new(&program.path);
         command.args(&program.arguments).current_dir(&program.dir).env_clear().kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        place(&mut command, placement, program.inherited.as_ref().map(AsRawFd::as_raw_fd))?;
+        place(&mut command, placement, program.inherited.iter().map(AsRawFd::as_raw_fd).collect())?;
         let mut child = command.spawn().context(what)?;
 
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -147,7 +147,7 @@ fn name_of(path: &Path) -> String {
 
 /// Makes the child of `command` a leader of its own session in the cgroups and the network namespace of
 /// `placement`, without any descriptor of ours but `inherited`.
-pub(super) fn place(command: &mut Command, placement: &Placement, inherited: Option<RawFd>) -> Result<()> {
+pub(super) fn place(command: &mut Command, placement: &Placement, inherited: Vec<RawFd>) -> Result<()> {
     let open = |path: &PathBuf, options: &OpenOptions| {
         options.open(path).context(|| format!("Could not open {}", path.display()))
     };
@@ -157,7 +157,7 @@ pub(super) fn place(command: &mut Command, placement: &Placement, inherited: Opt
         .map(|path| open(path, OpenOptions::new().write(true)))
         .collect::<Result<_>>()?;
     let netns = placement.netns.as_ref().map(|path| open(path, OpenOptions::new().read(true))).transpose()?;
-    let prepare = move || settle(&cgroups, netns.as_ref(), inherited);
+    let prepare = move || settle(&cgroups, netns.as_ref(), &inherited);
     // SAFETY: between fork and exec `settle` makes nothing but system calls on descriptors opened before: it takes
     // no lock and allocates nothing.
     unsafe { command.pre_exec(prepare) };
@@ -165,7 +165,7 @@ pub(super) fn place(command: &mut Command, placement: &Placement, inherited: Opt
 }
 
 /// Runs in the child, before it becomes the VMM.
-fn settle(cgroups: &[File], netns: Option<&File>, inherited: Option<RawFd>) -> io::Result<()> {
+fn settle(cgroups: &[File], netns: Option<&File>, inherited: &[RawFd]) -> io::Result<()> {
     nix::unistd::setsid()?;
     for procs in cgroups {
         // "0" is the process that writes.
@@ -178,9 +178,9 @@ fn settle(cgroups: &[File], netns: Option<&File>, inherited: Option<RawFd>) -> i
     // SAFETY: the call takes plain integers and changes flags only.
     let marked = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     nix::errno::Errno::result(marked)?;
-    if let Some(fd) = inherited {
+    for fd in inherited {
         // SAFETY: the parent keeps `fd` open over the fork; the call changes its flags only.
-        nix::errno::Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
+        nix::errno::Errno::result(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
     }
     Ok(())
 }
@@ -194,7 +194,7 @@ mod tests {
         Program {
             path: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
-            inherited: None,
+            inherited: Vec::new(),
             dir: dir.to_owned(),
         }
     }
@@ -243,7 +243,7 @@ mod tests {
             "[ -e /proc/$$/fd/{number} ] && [ ! -e /proc/$$/fd/{other} ] && \
              read -r _ _ _ _ _ session _ < /proc/$$/stat && [ $session = $$ ] && [ -z \"$HOME\" ]"
         );
-        let program = Program { inherited: Some(keep), ..shell(dir.path(), &script) };
+        let program = Program { inherited: vec![keep], ..shell(dir.path(), &script) };
         let (sender, mut death) = watch::channel(None);
         let process = Process::start(&program, &Placement::default(), &ledger, sender).unwrap();
         let death = death.wait_for(Option::is_some).await.unwrap().clone().unwrap();

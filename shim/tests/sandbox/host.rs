@@ -36,9 +36,19 @@ struct Leftovers {
 impl Host {
     /// A shim that serves the sandbox `id`, which must be unique among the tests.
     pub(crate) fn new(id: &str) -> Self {
+        let vmm = Arc::new(ScriptedVmm::default());
+        Self::with(id, Some(vmm), |_| String::new())
+    }
+
+    /// The same with this VMM, or without one with what the config names; `config` makes more of its lines, and may
+    /// make files in the test's directory.
+    pub(crate) fn with(
+        id: &str,
+        scripted: Option<Arc<ScriptedVmm>>,
+        config: impl FnOnce(&Path) -> String,
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix(&format!("microvm-{id}-")).tempdir().unwrap();
         let before = Leftovers::of(id, dir.path());
-        let vmm = Arc::new(ScriptedVmm::default());
         let (sender, recorder) = recorder();
         let home = Home {
             namespace: "test".into(),
@@ -46,7 +56,7 @@ impl Host {
             containerd_address: dir.path().join("containerd.sock"),
             ttrpc_address: String::new(),
             program: env!("CARGO_BIN_EXE_containerd-shim-microvm-v1").into(),
-            vmm: Some(vmm.clone()),
+            vmm: scripted.clone().map(|vmm| vmm as Arc<dyn shim::vm::Vmm>),
         };
         for name in ["kernel", "initramfs"] {
             std::fs::write(dir.path().join(name), name).unwrap();
@@ -61,11 +71,13 @@ impl Host {
         std::fs::set_permissions(&virtiofsd, std::fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!(
             "run_dir = \"{0}/run\"\nkernel = \"{0}/kernel\"\ninitramfs = \"{0}/initramfs\"\n\
-             virtiofsd_path = \"{0}/virtiofsd\"\nagent_timeout = \"3s\"\n",
-            dir.path().display()
+             virtiofsd_path = \"{0}/virtiofsd\"\nagent_timeout = \"3s\"\n{1}",
+            dir.path().display(),
+            config(dir.path())
         );
         std::fs::write(dir.path().join("microvm.toml"), config).unwrap();
         let tasks = Served(Sandbox::new(home, sender.clone()));
+        let vmm = scripted.unwrap_or_default();
         Host { dir, vmm, tasks, recorder, sender, id: id.into(), before }
     }
 

@@ -4,7 +4,6 @@ mod command;
 mod migrate;
 mod qmp;
 
-use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
@@ -20,8 +19,9 @@ use tokio::time::Instant;
 
 use self::command::{Architecture, Flavour, Start};
 use self::qmp::Qmp;
+use super::life::Life;
 use super::process::{Process, Program};
-use super::{Death, Machine, Vm, VmmIdentity, console};
+use super::{Death, Machine, Vm, VmmIdentity, console, cpu};
 use crate::error::{Context, Error, Kind, Result};
 use crate::ledger::{Ledger, Resource};
 
@@ -29,8 +29,6 @@ use crate::ledger::{Ledger, Resource};
 const AGENT_PORT: &str = "microvm.agent.0";
 /// Longest wait for an answer of the monitor, which QEMU gives at once; loading its libraries counts for the first.
 const MONITOR: Duration = Duration::from_secs(10);
-/// How long a closed monitor may come before the end of its QEMU.
-const END: Duration = Duration::from_secs(2);
 /// Pause between attempts to connect to the agent's port. QEMU keeps the port busy for a moment after a connection.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -83,7 +81,7 @@ impl Qemu {
         let model = self.accelerator.cpu();
         match self.accelerator {
             Accelerator::Tcg => model.to_owned(),
-            Accelerator::Kvm => format!("{model} ({})", host_cpu().unwrap_or_else(|| "unknown".into())),
+            Accelerator::Kvm => format!("{model} ({})", cpu::model().unwrap_or_else(|| "unknown".into())),
         }
     }
 
@@ -102,7 +100,7 @@ impl super::Vmm for Qemu {
             qemu: self.clone(),
             machine,
             ledger: Arc::clone(ledger),
-            death: watch::Sender::new(None),
+            life: Life::new("QEMU"),
             running: Mutex::new(None),
         })
     }
@@ -114,7 +112,7 @@ struct QemuVm {
     qemu: Qemu,
     machine: Machine,
     ledger: Arc<Ledger>,
-    death: watch::Sender<Option<Death>>,
+    life: Life,
     running: Mutex<Option<Arc<Running>>>,
 }
 
@@ -152,7 +150,7 @@ impl QemuVm {
         };
         let (ours, theirs) = pair().context(|| "Could not make a socket for QEMU's monitor".into())?;
         let running = self.spawn(start, theirs)?;
-        let monitor = self.unless_dead("start", Qmp::open(ours, MONITOR)).await?;
+        let monitor = self.life.unless_dead("start", Qmp::open(ours, MONITOR)).await?;
         // It was empty: the machine is started once.
         let _ = running.monitor.set(monitor);
         Ok(running)
@@ -169,47 +167,22 @@ impl QemuVm {
         let program = Program {
             path: self.qemu.path.clone(),
             arguments: command::arguments(&self.machine, &flavour, start, number, &agent)?,
-            inherited: Some(monitor),
+            inherited: vec![monitor],
             dir: self.machine.dir.clone(),
         };
         self.ledger.claim(Resource::File(console::path(&self.machine.dir)))?;
         self.ledger.claim(Resource::File(agent))?;
-        let process = Process::start(&program, &self.machine.placement, &self.ledger, self.death.clone())?;
+        let process = Process::start(&program, &self.machine.placement, &self.ledger, self.life.sender())?;
         // Ours of the inherited socket is closed with `program`, so that QEMU's end ends the monitor.
         let started = Arc::new(Running { process, monitor: OnceLock::new() });
         *running = Some(Arc::clone(&started));
         Ok(started)
     }
 
-    /// What `work` answers, or why QEMU is dead.
-    async fn unless_dead<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let failure = tokio::select! {
-            result = work => match result {
-                Err(error) if error.kind() == Kind::Unavailable => error,
-                other => return other,
-            },
-            death = self.dead() => return Err(obituary(what, &death)),
-        };
-        // The monitor is closed: QEMU's end, which says more, is a moment away.
-        match tokio::time::timeout(END, self.dead()).await {
-            Ok(death) => Err(obituary(what, &death)),
-            Err(_) => Err(failure),
-        }
-    }
-
-    async fn dead(&self) -> Death {
-        let mut death = self.death.subscribe();
-        match death.wait_for(Option::is_some).await.ok().and_then(|death| death.clone()) {
-            Some(death) => death,
-            // We hold the sender, so the channel never closes.
-            None => std::future::pending().await,
-        }
-    }
-
     /// Runs a command of the monitor that has no arguments.
     async fn command(&self, command: &str) -> Result<()> {
         let running = self.running()?;
-        self.unless_dead(command, running.execute(command)).await.map(drop)
+        self.life.unless_dead(command, running.execute(command)).await.map(drop)
     }
 
     /// Connects to the agent's port and shakes hands, until it works or `deadline` is over.
@@ -234,19 +207,6 @@ impl QemuVm {
     }
 }
 
-/// The model of the host's first CPU: by name on amd64, by its part's number on arm64.
-fn host_cpu() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let value =
-        |key| text.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
-    value("model name").or_else(|| value("CPU part")).map(|(_, model)| model.trim().to_owned())
-}
-
-fn obituary(what: &str, death: &Death) -> Error {
-    let text = format!("QEMU has ended during {what} with {}: {}", death.status, death.last_words);
-    Error::new(Kind::Unavailable, text)
-}
-
 #[async_trait]
 impl Vm for QemuVm {
     async fn boot(&self) -> Result<()> {
@@ -255,7 +215,7 @@ impl Vm for QemuVm {
 
     async fn restore(&self, dir: &Path) -> Result<()> {
         let running = self.start(Start::Restore).await?;
-        self.unless_dead("restore", migrate::load(running.monitor()?, dir)).await
+        self.life.unless_dead("restore", migrate::load(running.monitor()?, dir)).await
     }
 
     async fn pause(&self) -> Result<()> {
@@ -268,12 +228,12 @@ impl Vm for QemuVm {
 
     async fn save(&self, dir: &Path) -> Result<Vec<String>> {
         let running = self.running()?;
-        self.unless_dead("save", migrate::save(running.monitor()?, dir)).await
+        self.life.unless_dead("save", migrate::save(running.monitor()?, dir)).await
     }
 
     async fn connect_agent(&self, deadline: Duration) -> Result<UnixStream> {
         self.running()?;
-        self.unless_dead("the wait for the guest's agent", self.dial(deadline)).await
+        self.life.unless_dead("the wait for the guest's agent", self.dial(deadline)).await
     }
 
     async fn stop(&self) -> Result<()> {
@@ -283,7 +243,7 @@ impl Vm for QemuVm {
     }
 
     fn death(&self) -> watch::Receiver<Option<Death>> {
-        self.death.subscribe()
+        self.life.receiver()
     }
 
     fn pid(&self) -> Option<u32> {
