@@ -39,6 +39,36 @@ pub(crate) enum Verb {
     /// Work with this node's snapshots
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
+    /// Work with this node's templates, from which pods start instead of booting
+    #[command(subcommand)]
+    Template(TemplateVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateVerb {
+    /// List them, those used last first
+    Ls,
+    /// Make one ahead of the first pod of its kind
+    Make(Make),
+    /// Remove one; the next pod of its kind has it made again
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Make {
+    /// Guest RAM in MiB, overhead included; the config's `default_memory` if not given. It becomes the next size that
+    /// templates have
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(128..=1024 * 1024))]
+    pub(crate) memory: Option<u64>,
+    /// Virtual CPUs; the config's `default_vcpus` if not given
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub(crate) vcpus: Option<u32>,
+    /// Network interfaces: one for a pod, none for a container of `ctr` or nerdctl without a network
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub(crate) interfaces: u8,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,5 @@
 //! `microvmctl`, the operator's command for `io.containerd.microvm.v1`: whether pods can start here, and the node's
-//! snapshots. Run by people and scripts; the shim never calls it.
+//! snapshots and templates. Run by people and scripts; the shim never calls it.
 //!
 //! Exit status: 0 done, 1 failed or the doctor found something broken, 2 wrong usage.
 
@@ -7,6 +7,7 @@ mod cli;
 mod doctor;
 mod snapshot;
 mod table;
+mod template;
 
 use std::process::ExitCode;
 
@@ -43,13 +44,18 @@ fn run(cli: &Cli) -> Result<bool> {
             let config = config(cli)?;
             runtime.block_on(snapshot::run(cli, &config, verb)).map(|()| true)
         }
+        Verb::Template(verb) => template::run(cli, &config(cli)?, verb).map(|()| true),
     }
 }
 
 /// The node's config, or the one that the command line names.
 fn config(cli: &Cli) -> Result<Config> {
-    let source = cli.config.clone().map_or(Source::Node, Source::Path);
-    Ok(Config::load(&source, [])?)
+    Ok(Config::load(&source(cli), [])?)
+}
+
+/// Where the config comes from.
+fn source(cli: &Cli) -> Source {
+    cli.config.clone().map_or(Source::Node, Source::Path)
 }
 
 /// The whole error in one line. The shim's errors know their causes, and what failed in the cleanup after them.

@@ -24,6 +24,7 @@ mod stats;
 pub mod stdio;
 pub mod stub;
 pub mod task;
+pub mod template;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod vm;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use shim::{bootstrap, share::virtiofsd, stub};
+use shim::{bootstrap, sandbox, share::virtiofsd, stub, template};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     match mode.as_str() {
         stub::MODE => stub::main(arguments.skip(1)),
         virtiofsd::MODE => virtiofsd::main(arguments.skip(1)),
+        template::MODE => sandbox::template::main(arguments.skip(1)),
         bootstrap::SERVE => bootstrap::serve(arguments.skip(1)),
         _ => bootstrap::main(arguments),
     }

@@ -33,10 +33,12 @@ const KEPT: &[&str] = &[
     // The node's, made once: the probe's answer, the namespaces' directories, the store.
     "/run/microvm/.vmm.json",
     "/run/microvm/.vmm.lock",
+    "/run/microvm/.templates",
     "/run/microvm/default",
     "/run/microvm/k8s.io",
     "/var/lib/microvm/snapshots",
     "/var/lib/microvm/snapshots/.lock",
+    TEMPLATES,
     "/run/containerd/fifo",
     "/run/containerd/io.containerd.grpc.v1.cri/containers",
     "/run/containerd/io.containerd.grpc.v1.cri/sandboxes",
@@ -59,6 +61,12 @@ const KEPT: &[&str] = &[
     "/var/lib/containerd/io.containerd.runtime.v2.task/k8s.io",
 ];
 
+/// The node's templates, which outlive the pods that had them made.
+pub const TEMPLATES: &str = "/var/lib/microvm/templates";
+
+/// Longest wait for a template that is being made, with what CPU pods leave.
+const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
+
 /// Cgroups that runtimes make as parents and keep, by their path in a hierarchy. (`/kubepods` is the caller's: a pod's
 /// own parent below it is kubelet's to remove.)
 const KEPT_CGROUPS: &[&str] = &["default", "k8s.io", "kubepods"];
@@ -73,8 +81,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Lists what is there now.
+    /// Lists what is there now. A template that is just being made has processes and mounts of its own: it is waited for.
     pub fn take() -> Result<Snapshot> {
+        wait_for_template()?;
         let mut things = BTreeSet::new();
         mounts(&mut things)?;
         links(&mut things)?;
@@ -103,6 +112,24 @@ pub fn assert_clean(before: &Snapshot) -> Result<()> {
         }
         if Instant::now() >= deadline {
             bail!("{} things are left after {DEADLINE:?}:\n  {}", left.len(), left.join("\n  "));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until no template is being made: its maker holds the store's lock.
+pub fn wait_for_template() -> Result<()> {
+    let deadline = Instant::now() + TEMPLATE_DEADLINE;
+    loop {
+        let is_made = match fs::File::open(Path::new(TEMPLATES).join(".lock")) {
+            Ok(lock) => matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)),
+            Err(_) => false,
+        };
+        if !is_made {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!("A template is still being made after {TEMPLATE_DEADLINE:?}");
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -185,6 +212,9 @@ fn files(folder: &Path, depth: usize, things: &mut BTreeSet<String>) {
         let text = path.to_string_lossy().into_owned();
         if !KEPT.contains(&text.as_str()) {
             things.insert(format!("file {text}"));
+        }
+        if text == TEMPLATES {
+            continue;
         }
         if depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             files(&path, depth - 1, things);

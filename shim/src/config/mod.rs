@@ -208,6 +208,18 @@ impl Config {
         self.0.hook_timeout
     }
 
+    /// Most templates that the node keeps; with none, every pod boots.
+    #[must_use]
+    pub fn templates(&self) -> u32 {
+        self.0.templates
+    }
+
+    /// Directory of the node's templates.
+    #[must_use]
+    pub fn template_store(&self) -> &Path {
+        &self.0.template_store
+    }
+
     /// The node's snapshot store.
     #[must_use]
     pub fn snapshot_store(&self) -> &Path {

@@ -5,6 +5,8 @@ use std::fs::File as HostFile;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use containerd_shim_protos::protobuf::{CodedInputStream, well_known_types::any::Any};
 
 use super::file::{File, MAX_BYTES};
@@ -12,7 +14,7 @@ use super::{DEFAULT_PATH, Origin, PATH_VARIABLE};
 use crate::error::{Context, Error, Kind, Result};
 
 /// What names the config. The node's own file unless containerd's options name another.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// [`PATH_VARIABLE`] if set, else [`DEFAULT_PATH`], which may be missing.
     #[default]

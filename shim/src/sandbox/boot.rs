@@ -1,10 +1,11 @@
-//! Boot: from a prepared pod to a running guest with its shares, network and sandbox. Top to bottom in order; on
-//! failure the VM is gone and the pod can only be deleted.
+//! Boot: from a prepared pod to a running guest with its shares, network and sandbox: from its kernel, a snapshot or a
+//! template. Top to bottom in order; on failure the VM is gone and the pod can only be deleted.
 
 use std::sync::Arc;
 
 use agent_proto::agent::CreateSandboxRequest;
 
+use super::clone::{self, Offer};
 use super::pod::{Machine, Pod, blocking};
 use super::restore;
 use crate::config::Config;
@@ -15,29 +16,36 @@ use crate::phases::Phases;
 use crate::vm::memory::Ram;
 use crate::vm::{self, NetDevice, Placement, Vm};
 
-/// Starts the pod's VM: from its kernel, or from where a snapshot left it. Packets reach the guest only once it has
-/// the pod's own addresses.
+/// Starts the pod's VM: from where a snapshot left it, from a template, or else from its kernel. Packets reach the guest
+/// only once it has the pod's own addresses.
 pub(crate) async fn boot(pod: &Arc<Pod>, phases: &mut Phases) -> Result<()> {
     let _busy = pod.busy.lock().await;
     let network = discover(pod).await?;
     let nics = plug(pod, &network).await?;
     phases.done("network");
-    let vm = assemble(pod, nics.clone(), phases).await?;
-    match come_up(pod, &vm, &network, &nics, phases).await {
-        Ok(agent) => {
-            pod.oom_score.apply(vm.pid());
-            let nics = nics.into_iter().map(|nic| nic.mac).collect();
-            pod.set_machine(Machine { vm, agent, nics }).map(drop)
-        }
-        Err(error) => {
-            let error = with_last_words(error, vm.as_ref());
-            Err(error.with_cleanup(vm.stop().await.err().into_iter().collect()))
+    let machine = assemble(pod, nics, phases).await?;
+    let offer = if pod.restored.is_some() { Offer::Nothing } else { clone::offer(pod, &machine).await };
+    if let Offer::Template(key, template) = &offer {
+        match clone::clone(pod, machine.clone(), template, &network, phases).await {
+            Ok(cloned) => return pod.set_machine(cloned).map(drop),
+            Err(error) => clone::fall_back(pod, &machine, key, error).await?,
         }
     }
+    let nics = machine.nics.clone();
+    let vm = pod.vmm.machine(machine, &pod.ledger);
+    let agent = match &pod.restored {
+        None => from_kernel(pod, &vm, &network, phases).await,
+        Some(restored) => restore::resume(pod, &vm, restored, &network, phases).await,
+    };
+    pod.set_machine(come_up(pod, vm, &nics, &network, agent, phases).await?)?;
+    if let Offer::Order(order) = offer {
+        order.place(&pod.home.program).unwrap_or_else(|error| log::warn!("{}", error.chain()));
+    }
+    Ok(())
 }
 
-/// Makes everything that the VM is built of, and the VM itself, not running.
-async fn assemble(pod: &Arc<Pod>, nics: Vec<NetDevice>, phases: &mut Phases) -> Result<Arc<dyn Vm>> {
+/// Makes everything that the VM is built of.
+async fn assemble(pod: &Arc<Pod>, nics: Vec<NetDevice>, phases: &mut Phases) -> Result<vm::Machine> {
     if let Some(restored) = &pod.restored {
         restored.share(pod).await?;
         phases.done("images");
@@ -54,7 +62,7 @@ async fn assemble(pod: &Arc<Pod>, nics: Vec<NetDevice>, phases: &mut Phases) -> 
         }
     };
     phases.done("ram");
-    let machine = vm::Machine {
+    Ok(vm::Machine {
         dir: pod.ledger.dir().to_path_buf(),
         kernel: pod.assets.kernel.clone(),
         initramfs: pod.assets.initramfs.clone(),
@@ -65,31 +73,43 @@ async fn assemble(pod: &Arc<Pod>, nics: Vec<NetDevice>, phases: &mut Phases) -> 
         shares: pod.share.devices(),
         nics,
         placement: Placement { netns: Some(pod.netns.clone()), cgroup_procs: procs },
-    };
-    Ok(pod.vmm.machine(machine, &pod.ledger))
+    })
 }
 
-/// Runs the VM, makes its guest this pod's, and lets packets through.
-async fn come_up(
-    pod: &Arc<Pod>,
-    vm: &Arc<dyn Vm>,
-    network: &GuestNetwork,
+/// Lets packets through to a guest that has become this pod's. One that has not, or can't be reached, is ended.
+pub(super) async fn come_up(
+    pod: &Pod,
+    vm: Arc<dyn Vm>,
     nics: &[NetDevice],
+    network: &GuestNetwork,
+    agent: Result<Agent>,
     phases: &mut Phases,
-) -> Result<Agent> {
-    let agent = match &pod.restored {
-        None => from_kernel(pod, vm, network, phases).await?,
-        Some(restored) => restore::resume(pod, vm, restored, network, phases).await?,
+) -> Result<Machine> {
+    let connected = match agent {
+        Ok(agent) => connect_network(pod, nics, network).await.map(|()| agent),
+        failed => failed,
     };
+    phases.done("connect");
+    match connected {
+        Ok(agent) => {
+            pod.oom_score.apply(vm.pid());
+            Ok(Machine { vm, agent, nics: nics.iter().map(|nic| nic.mac.clone()).collect() })
+        }
+        Err(error) => {
+            let error = with_last_words(error, vm.as_ref());
+            Err(error.with_cleanup(vm.stop().await.err().into_iter().collect()))
+        }
+    }
+}
+
+async fn connect_network(pod: &Pod, nics: &[NetDevice], network: &GuestNetwork) -> Result<()> {
     let (netns, ledger) = (pod.netns.clone(), pod.ledger.clone());
     let (network, nics) = (network.clone(), nics.to_vec());
-    blocking(move || network::connect(&netns, &network, &nics, &ledger)).await?;
-    phases.done("connect");
-    Ok(agent)
+    blocking(move || network::connect(&netns, &network, &nics, &ledger)).await
 }
 
 /// Kernel parameters that the config adds to the VMM's own.
-fn kernel_params(config: &Config) -> String {
+pub(super) fn kernel_params(config: &Config) -> String {
     let own = config.kernel_params();
     if config.guest_debug() { format!("ignore_loglevel microvm.log=debug {own}") } else { own.to_owned() }
 }
@@ -137,6 +157,17 @@ async fn from_kernel(
     let agent = connect(pod, vm.as_ref()).await?;
     agent.check().await?;
     phases.done("kernel");
+    move_in(pod, &agent, network, phases).await?;
+    Ok(agent)
+}
+
+/// Makes a guest that has no sandbox yet this pod's: host name, shares, network.
+pub(super) async fn move_in(
+    pod: &Pod,
+    agent: &Agent,
+    network: &GuestNetwork,
+    phases: &mut Phases,
+) -> Result<()> {
     let request = CreateSandboxRequest {
         hostname: pod.hostname.clone(),
         storages: spec::sandbox_storages(),
@@ -155,7 +186,7 @@ async fn from_kernel(
         agent.update_neighbors(&network.neighbors).await?;
     }
     phases.done("addresses");
-    Ok(agent)
+    Ok(())
 }
 
 /// Connects to the guest's agent.

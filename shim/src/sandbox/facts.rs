@@ -11,6 +11,7 @@ pub(crate) use oci_spec::runtime::Spec;
 use crate::config::Config;
 use crate::error::{Context, Error, Kind, Result};
 use crate::guest::spec as guest_spec;
+use crate::template::size_class;
 
 /// What CRI calls a sandbox in `io.kubernetes.cri.container-type`.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -140,7 +141,7 @@ pub(crate) fn network(spec: &Spec) -> Result<Network> {
 }
 
 /// How big the VM must be: the pod's limits and what the guest itself needs, within the node's bounds; the
-/// config's default where there is no limit.
+/// config's default where there is no limit. With templates, RAM is of a size that they have.
 pub(crate) fn size(spec: &Spec, config: &Config) -> Size {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let (memory, quota) = match annotation(spec, CONTAINER_TYPE) {
@@ -158,6 +159,7 @@ pub(crate) fn size(spec: &Spec, config: &Config) -> Size {
         Some((quota, period)) => u32::try_from(quota.div_ceil(period)).unwrap_or(u32::MAX),
         None => config.default_vcpus(),
     };
+    let memory = if config.templates() > 0 { size_class(memory.min(config.max_memory())) } else { memory };
     let memory = memory.min(config.max_memory()).div_ceil(MEMORY_STEP).saturating_mul(MEMORY_STEP);
     Size { vcpus: vcpus.clamp(1, config.max_vcpus()), memory }
 }
@@ -197,11 +199,11 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
-    fn config() -> Config {
+    fn config(templates: u32) -> Config {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(
             file.path(),
-            "default_memory = \"256MiB\"\nmemory_overhead = \"64MiB\"\nmax_memory = \"1GiB\"\nmax_vcpus = 4\n",
+            format!("templates = {templates}\ndefault_memory = \"256MiB\"\nmemory_overhead = \"64MiB\"\nmax_memory = \"1GiB\"\nmax_vcpus = 4\n"),
         )
         .unwrap();
         Config::load(&Source::Path(file.path().into()), []).unwrap()
@@ -236,17 +238,21 @@ mod tests {
 
     #[test]
     fn size_follows_the_limits_within_the_nodes_bounds() {
-        let limits = |memory: i64, quota: i64| {
+        let of = |templates: u32, memory: i64, quota: i64| {
             let json = format!(
                 r#"{{"ociVersion": "1", "linux": {{"resources":
                    {{"memory": {{"limit": {memory}}}, "cpu": {{"quota": {quota}, "period": 100000}}}}}}}}"#
             );
-            size(&spec(&json), &config())
+            size(&spec(&json), &config(templates))
         };
+        let limits = |memory, quota| of(0, memory, quota);
         const MIB: u64 = 1 << 20;
         assert_eq!(limits(100 << 20, 150_000), Size { vcpus: 2, memory: 164 * MIB });
         assert_eq!(limits(1, 1), Size { vcpus: 1, memory: 66 * MIB });
         assert_eq!(limits(i64::MAX, i64::MAX), Size { vcpus: 4, memory: 1024 * MIB });
         assert_eq!(limits(-1, -1), Size { vcpus: 1, memory: 256 * MIB });
+        // With templates, of the next size that they have, within the same bounds.
+        assert_eq!(of(8, 100 << 20, 1), Size { vcpus: 1, memory: 192 * MIB });
+        assert_eq!(of(8, i64::MAX, 1), Size { vcpus: 1, memory: 1024 * MIB });
     }
 }

@@ -4,6 +4,7 @@
 mod assets;
 mod boot;
 mod checkpoint;
+mod clone;
 pub(crate) mod facts;
 mod oom_score;
 pub(crate) mod pod;
@@ -11,6 +12,7 @@ mod record;
 mod restore;
 mod stop;
 mod tasks;
+pub mod template;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@ use super::facts::{self, Network, PodName, Role, Size};
 use super::oom_score::OomScore;
 use super::{Home, restore};
 use crate::cgroup::PodCgroup;
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::container::Container;
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Sender;
@@ -29,6 +29,8 @@ use crate::vm::{Vm, Vmm};
 pub(crate) struct Pod {
     /// The node's config, with what the pod's annotations change.
     pub(crate) config: Config,
+    /// Where the config came from.
+    pub(crate) source: Source,
     /// What the sandbox owns on the host.
     pub(crate) ledger: Arc<Ledger>,
     /// Where events go.
@@ -145,6 +147,7 @@ impl Pod {
             hostname: spec.hostname().clone().unwrap_or_default(),
             name: facts::pod_name(spec),
             oom_score: OomScore::of(spec),
+            source: request.config.clone(),
             ledger: ledger.clone(),
             events: events.clone(),
             home: home.clone(),

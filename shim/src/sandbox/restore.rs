@@ -232,7 +232,7 @@ fn renewal(pod: &Pod, network: &GuestNetwork, now: SystemTime) -> Result<RenewRe
     })
 }
 
-fn entropy() -> Result<Vec<u8>> {
+pub(super) fn entropy() -> Result<Vec<u8>> {
     let mut bytes = vec![0; ENTROPY];
     let mut file = std::fs::File::open("/dev/urandom").context(|| "Could not open /dev/urandom".into())?;
     std::io::Read::read_exact(&mut file, &mut bytes).context(|| "Could not read /dev/urandom".into())?;

@@ -153,6 +153,8 @@ impl Share {
     /// What a daemon says when it does not get ready within 10 s. Then none runs.
     pub async fn start(&self, config: &Config, cgroup_procs: &[PathBuf]) -> Result<()> {
         let mut daemons = self.daemons.lock().await;
+        // Those of an earlier start have ended because they were told to.
+        self.death.send_replace(None);
         let trees = [(&self.images, true), (&self.volumes, false)];
         for ((tree, read_only), device) in trees.into_iter().zip(self.devices()) {
             let serve = Serve { tag: device.tag, directory: tree.path().to_owned(), read_only };

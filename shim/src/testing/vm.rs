@@ -29,6 +29,8 @@ pub enum Fault {
     Agent,
     /// The device state can't be written.
     Save,
+    /// The device state can't be loaded.
+    Restore,
 }
 
 /// Makes scripted machines, and lets the test reach into them.
@@ -128,6 +130,9 @@ impl Vm for ScriptedVm {
 
     async fn restore(&self, dir: &Path) -> Result<()> {
         self.note("restore");
+        if self.fault == Fault::Restore {
+            return Err(Error::new(Kind::Internal, "The device state is of another machine"));
+        }
         let text = std::fs::read(dir.join(STATE)).context(|| "Could not read the device state".into())?;
         *lock(&self.guest) = Arc::new(Guest::parse(&text)?);
         self.serve().await

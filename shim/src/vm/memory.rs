@@ -85,6 +85,17 @@ impl Ram {
     }
 }
 
+/// Gives back everything that is in the RAM file `ram`, which then is as [`Ram::create`] made it.
+///
+/// # Errors
+/// When the file can't be changed.
+pub fn clear(ram: &Path) -> Result<()> {
+    let what = || format!("Could not clear guest RAM {}", ram.display());
+    let file = OpenOptions::new().write(true).open(ram).context(what)?;
+    let size = file.metadata().context(what)?.len();
+    file.set_len(0).and_then(|()| file.set_len(size)).context(what)
+}
+
 fn mount_tmpfs(place: &Path, size: u64, huge: bool) -> nix::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Two inodes: the root and the one file.
@@ -125,6 +136,8 @@ mod tests {
             assert!((8192..=4 * MIB).contains(&used), "{used}");
             assert!(file.write_all_at(&vec![1; 9 << 20], 0).is_err(), "more than its size must not fit");
             drop(file);
+            clear(ram.path()).unwrap();
+            assert_eq!((ram.used().unwrap(), std::fs::metadata(ram.path()).unwrap().len()), (0, 8 * MIB));
             let [directory, mount] = &ledger.resources()[..] else { panic!("{:?}", ledger.resources()) };
             ledger.release(mount).unwrap();
             ledger.release(directory).unwrap();

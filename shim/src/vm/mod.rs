@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use self::cloud_hypervisor::CloudHypervisor;
-pub use self::probe::Host;
+pub use self::probe::{FileIdentity, Host};
 use self::qemu::{Accelerator, Qemu};
 use crate::config::{self, Config, VmmChoice};
 use crate::error::{Context, Error, Kind, Result};
@@ -82,6 +82,11 @@ fn pick(vmm: VmmChoice, accelerator: config::Accelerator, host: &Host) -> Result
 /// As [`choose`].
 pub async fn examine(config: &Config) -> Result<Host> {
     Host::examine(config, true).await
+}
+
+/// The binary of the VMM `identity`.
+pub(crate) fn binary<'a>(config: &'a Config, identity: &VmmIdentity) -> &'a Path {
+    if identity.name == "qemu" { config.qemu_path() } else { config.cloud_hypervisor_path() }
 }
 
 /// A virtio-fs device, served by a virtiofsd that already listens on `socket`.

@@ -71,7 +71,7 @@ impl Host {
         std::fs::set_permissions(&virtiofsd, std::fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!(
             "run_dir = \"{0}/run\"\nkernel = \"{0}/kernel\"\ninitramfs = \"{0}/initramfs\"\n\
-             virtiofsd_path = \"{0}/virtiofsd\"\nagent_timeout = \"3s\"\n{1}",
+             virtiofsd_path = \"{0}/virtiofsd\"\nagent_timeout = \"3s\"\ntemplates = 0\n{1}",
             dir.path().display(),
             config(dir.path())
         );

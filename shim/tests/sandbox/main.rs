@@ -7,3 +7,4 @@ mod checkpoint;
 mod faults;
 mod host;
 mod life;
+mod template;

@@ -60,8 +60,9 @@ struct Subject {
     kernel: Option<FileIdentity>,
 }
 
+/// A file as it is on the disk now: another file at its place, or another content, has another identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FileIdentity {
+pub struct FileIdentity {
     path: PathBuf,
     size: u64,
     /// Seconds and nanoseconds.
@@ -69,9 +70,17 @@ struct FileIdentity {
 }
 
 impl FileIdentity {
-    fn of(path: &Path) -> Option<Self> {
+    /// The file at `path`; none if there is none.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
         let data = std::fs::metadata(path).ok()?;
         Some(Self { path: path.to_owned(), size: data.len(), changed: (data.ctime(), data.ctime_nsec()) })
+    }
+
+    /// Whether it is still there, as it was.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        Self::of(&self.path).is_some_and(|now| now == *self)
     }
 }
 
