@@ -10,6 +10,7 @@ mod harness;
 mod images;
 mod share;
 mod support;
+mod templates;
 mod tree;
 
 use std::ffi::OsString;
@@ -45,7 +46,8 @@ struct Arguments {
 
 /// Every test, in the order in which they run.
 fn all() -> Vec<Test> {
-    [ctr::TESTS, cri::TESTS, images::TESTS, share::TESTS, checkpoint::TESTS, faults::TESTS].concat()
+    [ctr::TESTS, cri::TESTS, images::TESTS, share::TESTS, checkpoint::TESTS, templates::TESTS, faults::TESTS]
+        .concat()
 }
 
 fn main() -> ExitCode {

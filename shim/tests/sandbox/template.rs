@@ -12,7 +12,8 @@ use crate::host::{Host, process};
 fn allow(host: &Host) {
     let (dir, config) = (host.dir.path(), host.dir.path().join("microvm.toml"));
     std::fs::write(dir.join("vmm"), "vmm").unwrap();
-    let keys = format!("templates = 2\nqemu_path = \"{0}/vmm\"\ntemplate_store = \"{0}/templates\"", dir.display());
+    let keys =
+        format!("templates = 2\nqemu_path = \"{0}/vmm\"\ntemplate_store = \"{0}/templates\"", dir.display());
     let text = std::fs::read_to_string(&config).unwrap().replace("templates = 0", &keys);
     std::fs::write(config, text).unwrap();
 }
