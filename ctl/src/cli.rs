@@ -75,6 +75,8 @@ pub(crate) struct Make {
 pub(crate) enum SnapshotVerb {
     /// List them
     Ls,
+    /// Checkpoint a running pod into the store
+    Create(Create),
     /// Check and copy one into the store
     Import(Import),
     /// Read every byte of one and check it
@@ -87,6 +89,21 @@ pub(crate) enum SnapshotVerb {
         /// Its name
         name: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// A pod's name, its namespace/name, or the id of its sandbox or of any container of it (or how the id begins)
+    #[arg(value_name = "POD-or-ID")]
+    pub(crate) pod: String,
+    /// Its name in the store, for `io.containerd.microvm.v1/restore-from`
+    pub(crate) name: String,
+    /// End the pod once it is captured
+    #[arg(long)]
+    pub(crate) exit: bool,
+    /// How to keep guest RAM; the config's `snapshot_ram` if not given
+    #[arg(long)]
+    pub(crate) ram: Option<RamForm>,
 }
 
 #[derive(Debug, Args)]

@@ -11,13 +11,17 @@ use shim::images::Client;
 use shim::snapshot::store::Listed;
 use shim::snapshot::{FinishedSave, Form, Manifest, Store};
 
-use crate::cli::{Cli, Import, RamForm, SnapshotVerb};
+use crate::cli::{Cli, Create, Import, RamForm, SnapshotVerb};
 use crate::table::{age, size, table};
 
 pub(crate) async fn run(cli: &Cli, config: &Config, verb: &SnapshotVerb) -> Result<()> {
     let store = Store::new(config.snapshot_store());
     match verb {
         SnapshotVerb::Ls => list(cli, &store),
+        SnapshotVerb::Create(create) => {
+            let done = create_from(cli, config, &store, create).await?;
+            say(cli, &create.name, &done.manifest, done.bytes, "created")
+        }
         SnapshotVerb::Import(import) => {
             let done = import_from(cli, config, &store, import).await?;
             say(cli, &import.name, &done.manifest, done.bytes, "imported")
@@ -38,11 +42,23 @@ pub(crate) async fn run(cli: &Cli, config: &Config, verb: &SnapshotVerb) -> Resu
     }
 }
 
-async fn import_from(cli: &Cli, config: &Config, store: &Store, import: &Import) -> Result<FinishedSave> {
-    let form = match (import.ram, config.snapshot_ram()) {
+fn wanted_form(asked: Option<RamForm>, config: &Config) -> Form {
+    match (asked, config.snapshot_ram()) {
         (Some(RamForm::Plain), _) | (None, StoreRam::Plain) => Form::Plain,
         (Some(RamForm::Packed), _) | (None, StoreRam::Packed) => Form::Packed,
-    };
+    }
+}
+
+async fn create_from(cli: &Cli, config: &Config, store: &Store, create: &Create) -> Result<FinishedSave> {
+    let client = Client::connect(&cli.address, &cli.namespace).await?;
+    let id = client.find_task(&create.pod).await?;
+    let form = wanted_form(create.ram, config);
+    let capture = async |into: &Path| client.checkpoint(&id, into, create.exit).await;
+    Ok(store.capture(&create.name, form, capture).await?)
+}
+
+async fn import_from(cli: &Cli, config: &Config, store: &Store, import: &Import) -> Result<FinishedSave> {
+    let form = wanted_form(import.ram, config);
     let (source, name) = (import.source.as_str(), import.name.as_str());
     let path = Path::new(source);
     let is_path = path.is_absolute() || source.starts_with('.') || path.exists();
@@ -114,12 +130,12 @@ fn row(listed: &Listed) -> Vec<String> {
         containers.join(","),
         size(pod.machine.memory),
         bytes,
-        form(manifest).into(),
+        form_name(manifest).into(),
         format!("{} {} {}", pod.vmm.name, pod.vmm.version, pod.vmm.accelerator),
     ]
 }
 
-fn form(manifest: &Manifest) -> &'static str {
+fn form_name(manifest: &Manifest) -> &'static str {
     match manifest.ram.form {
         Form::Plain => "plain",
         Form::Packed => "packed",
@@ -137,7 +153,7 @@ fn say(cli: &Cli, name: &str, manifest: &Manifest, bytes: u64, done: &str) -> Re
         pod.containers.len(),
         size(pod.machine.memory),
         size(bytes),
-        form(manifest)
+        form_name(manifest)
     );
     Ok(())
 }

@@ -123,6 +123,7 @@ fn failures_are_one_line_and_status_1() {
     let from = node.snapshot.to_str().unwrap();
     node.fails(&["snapshot", "verify", "none"], "no snapshot \"none\"");
     node.fails(&["snapshot", "rm", "../snap"], "can't be the name");
+    node.fails(&["snapshot", "create", "web", "x"], "none.sock");
     node.fails(&["snapshot", "import", "./none", "x"], "./none");
     node.fails(&["snapshot", "import", "registry.example/x:1", "x"], "is no file, so it should be an image");
     node.fails(&["snapshot", "import", "/dev/null", "x"], "neither a directory nor an archive");

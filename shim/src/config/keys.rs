@@ -331,7 +331,7 @@ pub(super) const KEYS: &[Key] = &[
         name: "snapshot_ram",
         group: None,
         default: "\"plain\"",
-        text: "How `microvmctl snapshot import` keeps guest RAM: \"plain\" (a sparse file, restores fastest) or \
+        text: "How `microvmctl snapshot create` and `import` keep guest RAM: \"plain\" (a sparse file, restores fastest) or \
                \"packed\" (compressed, takes least disk).",
         annotation: false,
         set: |values, value| {

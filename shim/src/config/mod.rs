@@ -59,7 +59,7 @@ pub enum DiskVolume {
     Leave,
 }
 
-/// How `microvmctl snapshot import` keeps guest RAM in the node's store.
+/// How `microvmctl snapshot create` and `import` keep guest RAM in the node's store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StoreRam {
     /// A sparse file: quickest restore, most disk.

@@ -1,10 +1,11 @@
-//! Images and their layers, asked of containerd over its gRPC socket. Called by `sandbox` (which image a container
-//! has; the layers of a snapshot's containers before a restore), by the ledger's undo and by `microvmctl`. Knows
+//! Images, their layers, and tasks, asked of containerd over its gRPC socket. Called by `sandbox` (which image a
+//! container has; the layers of a snapshot's containers before a restore), by the ledger's undo and by `microvmctl`. Knows
 //! containerd only: it mounts nothing and reads no snapshot files.
 
 pub mod checkpoint;
 mod lease;
 mod resolve;
+mod tasks;
 mod view;
 
 use std::path::Path;

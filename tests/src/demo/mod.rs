@@ -4,7 +4,6 @@
 mod observe;
 mod steps;
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,8 +20,6 @@ use steps::{Lines, Steps};
 const RESTORE_FROM: &str = "io.containerd.microvm.v1/restore-from";
 /// Name of the demo's snapshot in the store.
 const SNAPSHOT: &str = "demo";
-/// Where containerd is told to put the checkpoint.
-const CHECKPOINT: &str = "/tmp/demo-checkpoint";
 
 /// One pod and its two containers, as the demo knows them.
 #[derive(Debug)]
@@ -66,7 +63,6 @@ fn show(handler: &str, steps: &mut Steps, containerd: &mut Option<Containerd>) -
         steps.run("Checkpoint the pod: both containers at one instant", |lines| checkpoint(&first, lines))?;
     steps.run("Kill and remove the pod; nothing of it is left but its snapshot", |_| {
         cri.remove_pod(&first.pod_id)?;
-        std::fs::remove_dir_all(CHECKPOINT)?;
         programs::run(Command::new("microvmctl").args(["snapshot", "verify", SNAPSHOT]))
     })?;
 
@@ -147,22 +143,16 @@ fn checkpoint(running: &Running, lines: &mut Lines) -> Result<Vec<Between>> {
         running.containers.iter().map(|(one, _)| last_count(&running.pod, one)).collect::<Result<Vec<_>>>()
     };
     let before = count_all()?;
-    programs::run(Command::new("ctr").args([
-        "--namespace",
-        "k8s.io",
-        "tasks",
-        "checkpoint",
-        "--image-path",
-        CHECKPOINT,
-        &running.pod_id,
-    ]))?;
+    let pod = format!("default/{}", running.pod.name);
+    let create = ["--namespace", "k8s.io", "snapshot", "create", &pod, SNAPSHOT];
+    let created = programs::output(Command::new("microvmctl").args(create))?;
     // A line that was on its way when the VM paused arrives with the next one.
     for ((container, _), count) in running.containers.iter().zip(&before) {
         wait_for_count(&running.pod, container, count.memory + 2)?;
     }
     let after = count_all()?;
-    programs::run(Command::new("microvmctl").args(["snapshot", "import", CHECKPOINT, SNAPSHOT]))?;
-    lines.say(format!("{} MiB in {CHECKPOINT}", observe::megabytes(Path::new(CHECKPOINT))?));
+    lines.say(format!("microvmctl {}", create.join(" ")));
+    lines.say(created.trim());
     Ok(before.into_iter().zip(after).map(|(before, after)| Between { before, after }).collect())
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
@@ -13,15 +12,6 @@ use crate::programs;
 /// A page by HTTP, from the test host's own network namespace.
 pub(super) fn fetch(url: &str) -> Result<String> {
     programs::output(Command::new("busybox").args(["wget", "-T", "10", "-q", "-O", "-", url]))
-}
-
-/// Size of a folder's files in MiB, rounded up.
-pub(super) fn megabytes(folder: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        bytes += entry?.metadata()?.len();
-    }
-    Ok(bytes.div_ceil(1 << 20))
 }
 
 /// Processes of a pod by name, with their number and memory: everything whose command line names the pod, or

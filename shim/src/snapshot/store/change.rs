@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Kind, Result};
 
@@ -15,21 +15,40 @@ const WORK: &str = ".unfinished";
 /// Held by whoever changes the store.
 const LOCK: &str = ".lock";
 
-/// Runs `change` with the store's lock and an empty directory, and removes the directory afterwards.
-///
-/// # Errors
-/// `FailedPrecondition` while somebody else changes the store.
-pub(super) fn run<T>(root: &Path, change: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    make_root(root)?;
-    let _lock = lock(root)?;
-    let work = root.join(WORK);
-    // Whoever left it is gone, or the lock would not be ours.
-    remove(&work)?;
-    private(&work)?;
-    match (change(&work), remove(&work)) {
-        (Ok(done), Ok(())) => Ok(done),
-        (Ok(_), Err(error)) => Err(error),
-        (Err(error), removed) => Err(error.with_cleanup(removed.err().into_iter().collect())),
+/// A change that is being prepared; the store is locked as long as it lives.
+#[derive(Debug)]
+pub(super) struct Change {
+    work: PathBuf,
+    _lock: File,
+}
+
+impl Change {
+    /// Locks the store and makes an empty directory in it.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while somebody else changes the store.
+    pub(super) fn begin(root: &Path) -> Result<Self> {
+        make_root(root)?;
+        let lock = lock(root)?;
+        let work = root.join(WORK);
+        // Whoever left it is gone, or the lock would not be ours.
+        remove(&work)?;
+        private(&work)?;
+        Ok(Change { work, _lock: lock })
+    }
+
+    /// The directory.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// Removes the directory, whatever became of the change.
+    pub(super) fn end<T>(self, result: Result<T>) -> Result<T> {
+        match (result, remove(&self.work)) {
+            (Ok(done), Ok(())) => Ok(done),
+            (Ok(_), Err(error)) => Err(error),
+            (Err(error), removed) => Err(error.with_cleanup(removed.err().into_iter().collect())),
+        }
     }
 }
 

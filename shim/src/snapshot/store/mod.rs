@@ -12,6 +12,10 @@ use std::path::{Path, PathBuf};
 use super::dir::Dir;
 use super::{FinishedSave, Form, Manifest, Snapshot};
 use crate::error::{Context, Error, Kind, Result};
+use change::Change;
+
+/// Name of a snapshot in a change's directory until it is shown.
+const MADE: &str = "snapshot";
 
 /// A node's store of snapshots.
 #[derive(Debug, Clone)]
@@ -102,6 +106,26 @@ impl Store {
         })
     }
 
+    /// Has `capture` make a snapshot in an empty directory, and takes it into the store.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the name is taken, before anything is captured; what `capture` says; as above.
+    pub async fn capture(
+        &self,
+        name: &str,
+        form: Form,
+        capture: impl AsyncFnOnce(&Path) -> Result<()>,
+    ) -> Result<FinishedSave> {
+        let change = self.begin_to_add(name)?;
+        let captured = change.work().join("captured");
+        let made = match capture(&captured).await {
+            Ok(()) => Snapshot::open(&captured)
+                .and_then(|snapshot| snapshot.copy_to(&change.work().join(MADE), form)),
+            Err(error) => Err(error),
+        };
+        self.show(name, change, made)
+    }
+
     /// A file without a name on the store's filesystem, for an archive that is on its way here.
     ///
     /// # Errors
@@ -119,26 +143,39 @@ impl Store {
     /// As [`Store::resolve`]; `FailedPrecondition` while somebody else changes the store.
     pub fn remove(&self, name: &str) -> Result<()> {
         let dir = self.resolve(name)?;
-        change::run(&self.root, |work| {
-            fs::rename(&dir, work.join("removed")).context(|| format!("Could not remove the snapshot {name}"))
-        })
+        let change = Change::begin(&self.root)?;
+        let removed = fs::rename(&dir, change.work().join("removed"));
+        change.end(removed.context(|| format!("Could not remove the snapshot {name}")))
     }
 
     /// Adds the snapshot that `make` makes in the directory that it is given.
     fn add(&self, name: &str, make: impl FnOnce(&Path) -> Result<FinishedSave>) -> Result<FinishedSave> {
-        let dir = self.root.join(checked(name)?);
-        change::run(&self.root, |work| {
-            if self.resolve(name).is_ok() {
-                let text = format!("There is a snapshot {name:?} already; remove it or take another name");
-                return Err(Error::new(Kind::AlreadyExists, text));
-            }
-            let made = work.join("snapshot");
-            let done = make(&made)?;
+        let change = self.begin_to_add(name)?;
+        let made = make(&change.work().join(MADE));
+        self.show(name, change, made)
+    }
+
+    /// Locks the store for a snapshot whose name must be free.
+    fn begin_to_add(&self, name: &str) -> Result<Change> {
+        checked(name)?;
+        let change = Change::begin(&self.root)?;
+        if self.resolve(name).is_ok() {
+            let text = format!("There is a snapshot {name:?} already; remove it or take another name");
+            return change.end(Err(Error::new(Kind::AlreadyExists, text)));
+        }
+        Ok(change)
+    }
+
+    /// Gives the snapshot that a change has made its name.
+    fn show(&self, name: &str, change: Change, made: Result<FinishedSave>) -> Result<FinishedSave> {
+        let shown = made.and_then(|done| {
             // Onto nothing: the lock is ours, and a directory does not replace one that has files.
-            fs::rename(&made, &dir).context(|| format!("Could not make the snapshot {name} visible"))?;
+            fs::rename(change.work().join(MADE), self.root.join(name))
+                .context(|| format!("Could not make the snapshot {name} visible"))?;
             Dir::open(&self.root)?.sync()?;
             Ok(done)
-        })
+        });
+        change.end(shown)
     }
 
     fn names(&self) -> Result<Vec<String>> {
