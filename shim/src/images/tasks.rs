@@ -1,5 +1,6 @@
 //! Tasks that run on this runtime, as people name them, and their checkpoint. Called by `microvmctl snapshot create`.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use containerd_client::services::v1::{
 };
 use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
+use serde::Deserialize;
 
 use super::{Client, answer, failed};
 use crate::error::{Context, Error, Kind, Result};
@@ -17,10 +19,17 @@ use crate::error::{Context, Error, Kind, Result};
 const RUNTIME: &str = "io.containerd.microvm.v1";
 /// Longest checkpoint: a minute for RAM (the shim's own limit) and one to pack it.
 const CHECKPOINT: Duration = Duration::from_secs(120);
-/// Labels that containerd's CRI gives the containers of a pod.
-const POD_NAME: &str = "io.kubernetes.pod.name";
-const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-const KIND: &str = "io.cri-containerd.kind";
+/// Annotations that containerd's CRI puts into the spec of a pod's sandbox; labels come from kubelet alone.
+const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
+const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+const KIND: &str = "io.kubernetes.cri.container-type";
+
+/// What we read of a spec.
+#[derive(Debug, Default, Deserialize)]
+struct Annotated {
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+}
 
 impl Client {
     /// The id of the container that `wanted` names: an id, the beginning of just one, the name of a pod, or its
@@ -82,24 +91,32 @@ fn choose(all: &[Container], wanted: &str) -> Result<String> {
 
 /// Whether `wanted` begins the id, or is the name of the pod whose sandbox this is.
 fn is_named(container: &Container, wanted: &str) -> bool {
-    let label = |key: &str| container.labels.get(key).map_or("", String::as_str);
-    let name = match wanted.split_once('/') {
-        Some((namespace, name)) if namespace == label(POD_NAMESPACE) => name,
-        Some(_) => return false,
-        None => wanted,
+    if !wanted.is_empty() && container.id.starts_with(wanted) {
+        return true;
+    }
+    // Of a container whose spec can't be read, only the id is known.
+    let spec = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
+    let Annotated { annotations } = serde_json::from_slice(spec).unwrap_or_default();
+    let has = |key: &str, value: &str| annotations.get(key).is_some_and(|found| found == value);
+    let (namespace, name) = match wanted.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, wanted),
     };
-    let is_pod = label(KIND) == "sandbox" && label(POD_NAME) == name;
-    is_pod || (!wanted.is_empty() && container.id.starts_with(wanted))
+    has(KIND, "sandbox") && has(POD_NAME, name) && namespace.is_none_or(|one| has(POD_NAMESPACE, one))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn container(id: &str, kind: &str, pod: &str) -> Container {
-        let labels = [(KIND, kind), (POD_NAME, pod), (POD_NAMESPACE, "default")];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        Container { id: id.into(), labels, ..Container::default() }
+        let mut container = Container { id: id.into(), ..Container::default() };
+        let annotations = json!({KIND: kind, POD_NAME: pod, POD_NAMESPACE: "default"});
+        container.spec.insert(Default::default()).value =
+            json!({"ociVersion": "1.2.1", "annotations": annotations}).to_string().into_bytes();
+        container
     }
 
     #[test]
@@ -107,7 +124,7 @@ mod tests {
         let all = [
             container("abc1", "sandbox", "web"),
             container("abd2", "container", "web"),
-            container("abc", "", ""),
+            Container { id: "abc".into(), ..Container::default() },
             container("e1", "sandbox", "db"),
             container("e2", "sandbox", "db"),
         ];
