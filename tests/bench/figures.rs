@@ -31,11 +31,13 @@ const fn figure(name: &'static str, unit: &'static str, goal: Goal, what: &'stat
 
 /// Every figure, in the order of the table.
 pub(crate) const FIGURES: &[Figure] = &[
-    figure("ctr-run", "ms", Goal::Times(3.0), "ctr run --rm … true"),
-    figure("pod-start", "ms", Goal::Times(4.0), "RunPodSandbox + first container running"),
+    figure("ctr-run", "ms", Goal::Times(3.0), "ctr run --rm … true, from a template"),
+    figure("pod-start", "ms", Goal::Times(4.0), "RunPodSandbox + first container running, from a template"),
     figure("exec", "ms", Goal::Times(1.0), "ctr tasks exec … true"),
     figure("pod-remove", "ms", Goal::Times(2.0), "StopPodSandbox + RemovePodSandbox"),
+    figure("cold-run", "ms", Goal::None, "ctr run --rm … true, with templates turned off"),
     figure("cold-boot", "ms", Goal::Most(2000.0), "VMM start until the agent answers, from the kernel"),
+    figure("clone", "ms", Goal::Most(250.0), "VMM start until the agent answers, from a template"),
     figure("touched-256", "MB", Goal::None, "RAM that a guest of 256 MiB has touched at a checkpoint"),
     figure("still-256", "ms", line("touched-256"), "checkpoint: the guest of 256 MiB stands still"),
     figure("touched-1024", "MB", Goal::None, "RAM that a guest of 1 GiB has touched at a checkpoint"),

@@ -35,6 +35,7 @@ impl Line {
     fn title(&self) -> String {
         match self.operation.as_str() {
             "start" if self.of("kernel").is_some() => "start from the kernel".into(),
+            "start" if self.of("template").is_some() => "start from a template".into(),
             "start" if self.of("renew").is_some() => "start from a snapshot".into(),
             "start" => "start of a container".into(),
             other => other.to_owned(),
@@ -70,8 +71,9 @@ fn figures(world: &mut World, scenario: &str, line: &Line) {
     if let Some(time) = line.sum(&["vmm", "kernel"]).filter(|_| line.operation == "start") {
         world.note("cold-boot", own, time);
     }
-    if let Some(time) = line.sum(&["vmm", "agent"]).filter(|_| line.of("renew").is_some()) {
-        world.note("guest-restore", own, time);
+    if let Some(time) = line.sum(&["vmm", "agent"]) {
+        let figure = if line.of("template").is_some() { "clone" } else { "guest-restore" };
+        world.note(figure, own, time);
     }
     if let Some(time) = line.sum(&["pause", "state", "ram", "resume"]) {
         match scenario {

@@ -22,14 +22,21 @@ pub(crate) struct Scenario {
 const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "ctr-run",
-        figures: &["ctr-run", "cold-boot"],
+        figures: &["ctr-run", "clone"],
         runtimes: BOTH,
         every: 1,
         run: starts::ctr_run,
     },
     Scenario {
+        name: "cold",
+        figures: &["cold-run", "cold-boot"],
+        runtimes: OWN,
+        every: 2,
+        run: |world, _| starts::cold_run(world),
+    },
+    Scenario {
         name: "pod",
-        figures: &["pod-start", "exec", "pod-remove", "cold-boot", "pss", "pss-guest", "pss-vmm", "pss-rest"],
+        figures: &["pod-start", "exec", "pod-remove", "clone", "pss", "pss-guest", "pss-vmm", "pss-rest"],
         runtimes: BOTH,
         every: 1,
         run: starts::pod,

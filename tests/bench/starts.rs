@@ -6,6 +6,8 @@ use tests::cri::Pod;
 use crate::memory;
 use crate::world::{BUSYBOX, Runtime, World, ctr, idle};
 
+/// A config without templates.
+const COLD: &str = "/tmp/bench-cold.toml";
 /// How often a command is executed in each pod.
 const EXECS: usize = 3;
 
@@ -15,6 +17,17 @@ pub(crate) fn ctr_run(world: &mut World, runtime: Runtime) -> Result<()> {
     world.note_sandbox(&id, "ctr-run");
     let words = ["run", "--rm", "--runtime", runtime.name(), BUSYBOX, &id, "true"];
     world.time("ctr-run", runtime, |_| ctr("default", &words))
+}
+
+/// The same with templates turned off.
+pub(crate) fn cold_run(world: &mut World) -> Result<()> {
+    std::fs::write(COLD, "templates = 0\n").with_context(|| format!("Could not write {COLD}"))?;
+    let id = world.name("cold");
+    world.note_sandbox(&id, "cold");
+    let runtime = Runtime::Microvm;
+    let words =
+        ["run", "--rm", "--runtime", runtime.name(), "--runtime-config-path", COLD, BUSYBOX, &id, "true"];
+    world.time("cold-run", runtime, |_| ctr("default", &words))
 }
 
 /// A pod as kubelet starts it, what one can do in it, and its end.

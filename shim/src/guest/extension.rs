@@ -27,6 +27,12 @@ impl Agent {
         self.extended.get_or_try_init(ask).await.copied()
     }
 
+    /// Says that the agent has this service, so that it need not be asked: it was asked before it was saved.
+    pub fn expect_extension(&self) {
+        // An answer that is there already is the same.
+        let _ = self.extended.set(true);
+    }
+
     async fn need_extension(&self, what: &str) -> Result<()> {
         if self.is_extended().await? {
             return Ok(());

@@ -157,17 +157,6 @@ async fn from_kernel(
     let agent = connect(pod, vm.as_ref()).await?;
     agent.check().await?;
     phases.done("kernel");
-    move_in(pod, &agent, network, phases).await?;
-    Ok(agent)
-}
-
-/// Makes a guest that has no sandbox yet this pod's: host name, shares, network.
-pub(super) async fn move_in(
-    pod: &Pod,
-    agent: &Agent,
-    network: &GuestNetwork,
-    phases: &mut Phases,
-) -> Result<()> {
     let request = CreateSandboxRequest {
         hostname: pod.hostname.clone(),
         storages: spec::sandbox_storages(),
@@ -186,7 +175,7 @@ pub(super) async fn move_in(
         agent.update_neighbors(&network.neighbors).await?;
     }
     phases.done("addresses");
-    Ok(())
+    Ok(agent)
 }
 
 /// Connects to the guest's agent.

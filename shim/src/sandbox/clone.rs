@@ -1,6 +1,5 @@
-//! Clone: a new pod goes on from a template, where it would have booted a kernel. Only the template's machine is the same;
-//! random numbers, clock, name, addresses and everything else become the pod's before anything of it runs. Called by
-//! `boot`.
+//! Clone: a new pod goes on from a template, where it would have booted a kernel. Random numbers, clock, name and addresses
+//! become the pod's before anything of it runs, as after a restore. Called by `boot`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -106,7 +105,6 @@ async fn copy(pod: &Pod, template: &Template, ram: PathBuf) -> Result<PathBuf> {
     .await
 }
 
-/// In this order: random numbers first, as all that follows may draw some.
 async fn resume(
     pod: &Pod,
     vm: &dyn Vm,
@@ -119,15 +117,15 @@ async fn resume(
     phases.done("vmm");
     let agent = boot::connect(pod, vm).await?;
     phases.done("agent");
-    agent.reseed(&restore::entropy()?).await?;
-    agent.set_time(SystemTime::now()).await?;
-    phases.done("renew");
     let mut network = network.clone();
     for interface in &mut network.interfaces {
         // The agent finds it by this name, as no device has its MAC address yet, and gives it its own name and address.
         INTERFACE.clone_into(&mut interface.device);
     }
-    boot::move_in(pod, &agent, &network, phases).await?;
+    // It was asked when the template was made.
+    agent.expect_extension();
+    agent.renew(&restore::renewal(pod, &network, SystemTime::now())?).await?;
+    phases.done("renew");
     let ledger = pod.ledger.clone();
     blocking(move || ledger.release(&Resource::Directory(devices))).await?;
     Ok(agent)

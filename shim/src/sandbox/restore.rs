@@ -207,6 +207,8 @@ pub(super) async fn resume(
     phases.done("vmm");
     let agent = boot::connect(pod, vm.as_ref()).await?;
     phases.done("agent");
+    // Its containers could not have been frozen without.
+    agent.expect_extension();
     agent.renew(&renewal(pod, network, SystemTime::now())?).await?;
     phases.done("renew");
     for container in &restored.contents.containers {
@@ -218,7 +220,7 @@ pub(super) async fn resume(
 }
 
 /// What makes the guest a machine of its own.
-fn renewal(pod: &Pod, network: &GuestNetwork, now: SystemTime) -> Result<RenewRequest> {
+pub(super) fn renewal(pod: &Pod, network: &GuestNetwork, now: SystemTime) -> Result<RenewRequest> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Ok(RenewRequest {
         entropy: entropy()?,
@@ -232,7 +234,7 @@ fn renewal(pod: &Pod, network: &GuestNetwork, now: SystemTime) -> Result<RenewRe
     })
 }
 
-pub(super) fn entropy() -> Result<Vec<u8>> {
+fn entropy() -> Result<Vec<u8>> {
     let mut bytes = vec![0; ENTROPY];
     let mut file = std::fs::File::open("/dev/urandom").context(|| "Could not open /dev/urandom".into())?;
     std::io::Read::read_exact(&mut file, &mut bytes).context(|| "Could not read /dev/urandom".into())?;

@@ -1,4 +1,4 @@
-//! Makes a template: boots a machine like a pod's, waits for its agent, saves it, and ends it. In a process of its own,
+//! Makes a template: boots a machine like a pod's, mounts its shares, saves it, and ends it. In a process of its own,
 //! whose mode of the shim's binary this is: it takes seconds, and must not end with the pod that wanted it first. Called
 //! by `main`.
 
@@ -9,12 +9,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_proto::agent::CreateSandboxRequest;
+
 use super::assets::Assets;
 use super::boot;
 use super::pod::blocking;
 use crate::config::Config;
 use crate::error::{Context, Error, Kind, Result};
-use crate::guest::Agent;
+use crate::guest::{Agent, spec};
 use crate::ledger::{Ledger, Owner, Shim};
 use crate::share::Share;
 use crate::template::{Found, Key, Lock, MAC, Order, Store};
@@ -132,12 +134,24 @@ fn assemble(order: &Order, config: &Config, share: &Share, ledger: &Arc<Ledger>)
     })
 }
 
-/// Boots the machine and saves it as soon as its agent answers: the VMM's files into `devices`, RAM from one file into
+/// Boots the machine and saves it as soon as it has what every pod has: the VMM's files into `devices`, RAM from one file into
 /// the other.
 async fn save(vm: &dyn Vm, config: &Config, devices: &Path, (ram, copy): (&Path, &Path)) -> Result<()> {
     vm.boot().await?;
     let stream = vm.connect_agent(config.boot_timeout() * PATIENCE).await?;
-    Agent::connect(stream, config.agent_timeout() * PATIENCE).await?.check().await?;
+    let agent = Agent::connect(stream, config.agent_timeout() * PATIENCE).await?;
+    if !agent.is_extended().await? {
+        let text = "The guest's agent can't make a clone a machine of its own; use the guest that comes with this shim";
+        return Err(Error::new(Kind::Unimplemented, text));
+    }
+    // What is the same in every pod. The name is for nobody to see.
+    let request = CreateSandboxRequest {
+        hostname: "template".into(),
+        storages: spec::sandbox_storages(),
+        sandbox_id: "template".into(),
+        ..CreateSandboxRequest::default()
+    };
+    agent.create_sandbox(&request).await?;
     vm.pause().await?;
     let files = vm.save(devices).await?;
     let paths: Vec<_> = files.iter().map(|name| devices.join(name)).collect();

@@ -1,5 +1,5 @@
 //! Templates: machines that have booted once and wait, saved, for pods of their kind to go on from them. The guest's agent
-//! answers, and nothing of any pod is in them yet. Called by `sandbox`, which makes and clones them, and by `microvmctl`.
+//! answers, its shares are mounted and empty, and nothing of any pod is in it yet. Called by `sandbox`, which makes and clones them, and by `microvmctl`.
 //!
 //! | file | what it does |
 //! |---|---|

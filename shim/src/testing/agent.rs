@@ -314,24 +314,6 @@ impl agent_ttrpc::AgentService for Guest {
         Ok(Empty::new())
     }
 
-    async fn reseed_random_dev(
-        &self,
-        _: &TtrpcContext,
-        request: agent::ReseedRandomDevRequest,
-    ) -> Answer<Empty> {
-        self.note(format!("reseed {}", request.data.len()));
-        Ok(Empty::new())
-    }
-
-    async fn set_guest_date_time(
-        &self,
-        _: &TtrpcContext,
-        _: agent::SetGuestDateTimeRequest,
-    ) -> Answer<Empty> {
-        self.note("clock".into());
-        Ok(Empty::new())
-    }
-
     async fn get_oom_event(&self, _: &TtrpcContext, _: agent::GetOOMEventRequest) -> Answer<agent::OOMEvent> {
         let mut dead = self.dead.subscribe();
         // The scripted guest has memory enough: the answer never comes while it lives.
