@@ -71,7 +71,12 @@ pub(super) async fn clone(
     phases.done("template");
     let vm = pod.vmm.machine(machine, &pod.ledger);
     let agent = resume(pod, vm.as_ref(), devices, network, phases).await;
-    boot::come_up(pod, vm, &nics, network, agent, phases).await
+    let cloned = boot::come_up(pod, vm, &nics, network, agent, phases).await?;
+    let template = template.clone();
+    tokio::task::spawn_blocking(move || {
+        template.touch().unwrap_or_else(|error| log::warn!("{}", error.chain()));
+    });
+    Ok(cloned)
 }
 
 /// Makes everything as it was before [`clone`] failed with `error`, for a boot, and says once what happened: nobody

@@ -102,7 +102,7 @@ impl Store {
         Store { root: root.to_owned() }
     }
 
-    /// The template of `key`, which counts as used now.
+    /// The template of `key`.
     ///
     /// # Errors
     /// When it is there and can't be read.
@@ -114,10 +114,7 @@ impl Store {
             return Ok(Found::Missing);
         }
         match record.state {
-            State::Ready => {
-                touch(&dir)?;
-                Ok(Found::Ready(Template { dir }))
-            }
+            State::Ready => Ok(Found::Ready(Template { dir })),
             State::Failed(_) if seconds().saturating_sub(record.made) < PAUSE.as_secs() => Ok(Found::Failed),
             State::Failed(_) => Ok(Found::Missing),
         }
@@ -227,6 +224,16 @@ impl Store {
 }
 
 impl Template {
+    /// Notes that it is used now: those that were used last are kept. Not before a pod has started: a filesystem that
+    /// writes its journal makes this wait for some 100 ms.
+    ///
+    /// # Errors
+    /// When the template has gone meanwhile.
+    pub fn touch(&self) -> Result<()> {
+        let touched = File::open(&self.dir).and_then(|dir| dir.set_modified(SystemTime::now()));
+        touched.context(|| format!("Could not note the use of {}", self.dir.display()))
+    }
+
     /// Copies RAM into the file `ram`, which is empty and has the size of the guest's, and the VMM's files into the
     /// empty folder `devices`.
     ///
@@ -260,11 +267,6 @@ fn write(dir: &Path, key: Key, state: State) -> Result<()> {
     let what = || format!("Could not write {}", path.display());
     let text = serde_json::to_vec_pretty(&Record { key, made: seconds(), state }).context(what)?;
     fs::write(&path, text).context(what)
-}
-
-fn touch(dir: &Path) -> Result<()> {
-    let touched = File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
-    touched.context(|| format!("Could not note the use of {}", dir.display()))
 }
 
 fn listed(name: String, dir: &Path) -> Listed {

@@ -71,7 +71,8 @@ async fn few_are_kept_and_no_stale_one() {
         let used = UNIX_EPOCH + Duration::from_secs(1000 + number as u64);
         File::open(store.root.join(key.name().unwrap())).unwrap().set_modified(used).unwrap();
     }
-    assert!(matches!(store.find(&keys[0]).unwrap(), Found::Ready(_)), "its use makes it the newest");
+    let Found::Ready(template) = store.find(&keys[0]).unwrap() else { panic!("not found") };
+    template.touch().unwrap();
     let lock = store.lock().unwrap().unwrap();
     store.prune(&lock, 2).unwrap();
     let left: Vec<_> = store.list().unwrap().into_iter().map(|one| one.key.unwrap().vcpus).collect();
