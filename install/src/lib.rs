@@ -8,5 +8,6 @@ mod fsx;
 #[cfg(feature = "build")]
 pub mod guest;
 pub mod installer;
+pub mod mirror;
 
 pub use arch::Architecture;

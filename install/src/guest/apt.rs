@@ -8,12 +8,10 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::arch::Architecture;
-use crate::fsx;
+use crate::{fsx, mirror};
 
 /// Debian release of the guest's kernel.
 pub(super) const SUITE: &str = "trixie";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const SOURCES: [&str; 2] = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
 
 /// A package that can be downloaded, as Debian's signed index describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,11 +34,13 @@ impl Apt {
         for sub in ["etc", "state/lists/partial", "cache/archives/partial", "download"] {
             fsx::make_directory(&directory.join(sub))?;
         }
+        let mirror = mirror::of_this_machine()?;
+        let keyring = mirror.keyring.display();
         ensure!(
-            Path::new(KEYRING).exists(),
-            "{KEYRING} is missing; `apt-get install debian-archive-keyring` brings the keys that sign the guest's kernel"
+            mirror.keyring.exists(),
+            "{keyring} is missing; `apt-get install debian-archive-keyring` brings the keys that sign the guest's kernel"
         );
-        let source = format!("deb [signed-by={KEYRING}] {} {SUITE} main\n", mirror()?);
+        let source = format!("deb [signed-by={keyring}] {} {SUITE} main\n", mirror.uri);
         fsx::replace(&directory.join("etc/sources.list"), source.as_bytes(), 0o644)?;
         Ok(Self { directory, architecture })
     }
@@ -133,29 +133,6 @@ pub(super) fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// The mirror of this machine's own apt.
-fn mirror() -> Result<String> {
-    for path in SOURCES {
-        if let Ok(text) = fs::read_to_string(path)
-            && let Some(uri) = mirror_in(&text)
-        {
-            return Ok(uri);
-        }
-    }
-    bail!("Neither {} nor {} names a mirror of Debian for the guest's kernel", SOURCES[0], SOURCES[1])
-}
-
-/// First mirror in the text of a `.sources` or `.list` file whose path ends like Debian's main archive.
-fn mirror_in(text: &str) -> Option<String> {
-    let is_main = |uri: &&str| uri.contains("://") && uri.trim_end_matches('/').ends_with("/debian");
-    text.lines()
-        .map(str::trim)
-        .filter(|line| line.starts_with("URIs:") || line.starts_with("deb "))
-        .flat_map(str::split_whitespace)
-        .find(is_main)
-        .map(str::to_owned)
-}
-
 /// Names of the kernel packages in the `Depends:` fields.
 fn depended_on(shown: &str) -> Vec<String> {
     let mut names = Vec::new();
@@ -187,17 +164,6 @@ fn parse_candidates(shown: &str) -> Vec<Candidate> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mirror_is_found_in_both_formats_and_security_is_passed_over() {
-        let sources = "Types: deb\n# a comment\nURIs: http://mirror.test/debian-security\nSuites: x\n\n\
-                       Types: deb\nURIs: http://mirror.test/debian\n";
-        assert_eq!(mirror_in(sources).unwrap(), "http://mirror.test/debian");
-        let list = "# deb http://old.test/debian x main\n\
-                    deb [signed-by=/k.gpg] https://mirror.test/debian/ bookworm main\n";
-        assert_eq!(mirror_in(list).unwrap(), "https://mirror.test/debian/");
-        assert_eq!(mirror_in("deb http://mirror.test/ubuntu jammy main\n"), None);
-    }
 
     #[test]
     fn versioned_packages_are_read_from_what_apt_shows() {

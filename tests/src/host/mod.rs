@@ -6,12 +6,11 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `tree.rs`, `apt.rs` | the Debian tree, made once with mmdebstrap and kept below `target/testhost` |
+//! | `tree.rs` | the Debian tree, made once with mmdebstrap and kept below `target/testhost` |
 //! | `instance.rs` | one test host: its folders and cgroups, and their removal; runs outside |
 //! | `init.rs`, `mounts.rs` | PID 1 of the test host: namespaces, mounts, reaping; runs inside |
 //! | `containerd.rs` | containerd in the test host: configuration, start, stop |
 
-mod apt;
 pub mod containerd;
 mod init;
 mod instance;

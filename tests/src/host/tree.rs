@@ -7,10 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use install::mirror;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
-
-use super::apt;
 
 /// Debian's next release: the first with containerd 2.1.
 const SUITE: &str = "forky";
@@ -62,7 +61,7 @@ fn build(tree: &Path) -> Result<()> {
     let started = Instant::now();
     need_mmdebstrap()?;
     println!("test host: making a Debian {SUITE} with {} (once, about half a minute)", PACKAGES.join(", "));
-    let mirror = apt::mirror()?;
+    let mirror = mirror::of_this_machine()?;
     let unfinished = tree.with_extension("unfinished");
     if unfinished.exists() {
         std::fs::remove_dir_all(&unfinished)

@@ -1,4 +1,4 @@
-//! Refuses, by name and all at once, what a spec asks for and a micro-VM can't give; and says where each hook
+//! Refuses, by name and all at once, what a spec asks for and a micro-VM can't give; and says which hooks the guest
 //! runs. Called by the translation before anything else.
 
 use agent_proto::oci;
@@ -6,7 +6,6 @@ use oci_spec::runtime::{
     Hook, LinuxNamespaceType, LinuxPersonalityDomain, LinuxSeccompAction, Process, Spec,
 };
 
-use super::HostHooks;
 use crate::error::{Error, Kind, Result};
 
 /// Names everything in `spec` that is missing or can't be had.
@@ -64,15 +63,10 @@ pub(super) fn process(process: &Process) -> Vec<String> {
     wrong
 }
 
-/// The hooks for the host, whose paths are there, and those for the guest.
-pub(super) fn hooks(spec: &Spec) -> (HostHooks, Option<oci::Hooks>) {
-    let Some(hooks) = spec.hooks() else { return (HostHooks::default(), None) };
-    let prestart = hooks.prestart().iter().flatten();
-    let host = HostHooks {
-        create: prestart.chain(hooks.create_runtime().iter().flatten()).cloned().collect(),
-        poststart: hooks.poststart().clone().unwrap_or_default(),
-        poststop: hooks.poststop().clone().unwrap_or_default(),
-    };
+/// The hooks of the container's own namespaces, which run in the guest. `container` runs the others, whose paths are on
+/// the host.
+pub(super) fn guest_hooks(spec: &Spec) -> Option<oci::Hooks> {
+    let hooks = spec.hooks().as_ref()?;
     let all = |hooks: &Option<Vec<Hook>>| hooks.iter().flatten().map(hook).collect::<Vec<_>>();
     let guest = oci::Hooks {
         CreateContainer: all(hooks.create_container()),
@@ -80,7 +74,7 @@ pub(super) fn hooks(spec: &Spec) -> (HostHooks, Option<oci::Hooks>) {
         ..Default::default()
     };
     let some = !guest.CreateContainer.is_empty() || !guest.StartContainer.is_empty();
-    (host, some.then_some(guest))
+    some.then_some(guest)
 }
 
 fn hook(hook: &Hook) -> oci::Hook {

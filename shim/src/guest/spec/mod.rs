@@ -1,6 +1,5 @@
 //! Translates a container's OCI spec into what the guest runs. Called by `container`; pure, but for what it asks
-//! about a memory volume. No path of the host leaves this module except in [`Workload::volumes`], for the share,
-//! and in what is named to run on the host.
+//! about a memory volume. No path of the host leaves this module except in [`Workload::volumes`], for the share.
 
 mod check;
 mod kubelet;
@@ -18,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use agent_proto::agent::{CreateContainerRequest, Storage};
 use agent_proto::oci;
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::Spec;
 
 pub use kubelet::{Backing, Tmpfs, VolumeKind};
 pub use namespaces::{PidNamespace, pid_namespace, refuse_host_namespaces};
@@ -82,8 +81,6 @@ pub struct Workload {
     pub volumes: Vec<Volume>,
     /// Whose processes it sees.
     pub pid_namespace: PidNamespace,
-    /// Hooks that run on the host.
-    pub hooks: HostHooks,
     /// Device nodes of the host that a privileged container asked for and does not get.
     pub dropped_devices: Vec<String>,
 }
@@ -111,17 +108,6 @@ impl Workload {
     }
 }
 
-/// Hooks that run on the host, where their paths are.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HostHooks {
-    /// `prestart` and then `createRuntime`: once the container is created.
-    pub create: Vec<Hook>,
-    /// Once it is started.
-    pub poststart: Vec<Hook>,
-    /// Once it is deleted.
-    pub poststop: Vec<Hook>,
-}
-
 /// Translates the spec of the container `name`.
 ///
 /// # Errors
@@ -131,7 +117,6 @@ pub fn workload(spec: &Spec, name: &GuestName, generation: u32, layout: &Layout<
     let id = name.workload_id();
     let mounts = mounts::translate(spec, name, generation, layout)?;
     let (linux, dropped_devices) = linux::linux(spec, &id)?;
-    let (hooks, guest_hooks) = check::hooks(spec);
     let root = oci::Root {
         Path: format!("{}/rootfs", paths::container(&id)),
         Readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
@@ -143,7 +128,7 @@ pub fn workload(spec: &Spec, name: &GuestName, generation: u32, layout: &Layout<
         Root: Some(root).into(),
         Hostname: spec.hostname().clone().unwrap_or_default(),
         Mounts: mounts.mounts,
-        Hooks: guest_hooks.into(),
+        Hooks: check::guest_hooks(spec).into(),
         Annotations: [(ROLE.to_owned(), "workload".to_owned())].into(),
         Linux: Some(linux).into(),
         ..Default::default()
@@ -156,7 +141,6 @@ pub fn workload(spec: &Spec, name: &GuestName, generation: u32, layout: &Layout<
         storages,
         volumes: mounts.volumes,
         pid_namespace: namespaces::pid_namespace(spec),
-        hooks,
         dropped_devices,
     })
 }

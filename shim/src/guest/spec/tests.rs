@@ -43,7 +43,6 @@ fn whole(workload: &Workload) -> String {
         text.push_str(&format!("{volume:?}\n"));
     }
     text.push_str(&format!("{:?}\n{:?}\n", workload.pid_namespace, workload.dropped_devices));
-    text.push_str(&format!("{:#?}\n", workload.hooks));
     text
 }
 

@@ -1,4 +1,5 @@
-//! What this machine's own apt configuration says: the Debian mirror and its keyring. Called by `tree.rs`.
+//! What this machine's own apt configuration says: the Debian mirror and its keyring. Called by the builder of the guest,
+//! and by the test host's.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +10,11 @@ const DEFAULT_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A mirror of Debian's main archive.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mirror {
-    pub(super) uri: String,
-    pub(super) keyring: PathBuf,
+pub struct Mirror {
+    /// Its address, as in a source of apt.
+    pub uri: String,
+    /// File with the keys that sign it.
+    pub keyring: PathBuf,
 }
 
 /// One `deb` source, from either of apt's two formats.
@@ -22,8 +25,11 @@ struct Source {
     keyring: Option<PathBuf>,
 }
 
-/// The mirror from which this machine's own release is installed.
-pub(super) fn mirror() -> Result<Mirror> {
+/// The mirror from which this machine's own release is installed. It serves the other releases too.
+///
+/// # Errors
+/// When this is no Debian, or no source of apt serves its release.
+pub fn of_this_machine() -> Result<Mirror> {
     let release = std::fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
     let codename = release
         .lines()
