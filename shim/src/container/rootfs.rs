@@ -1,19 +1,15 @@
 //! The root filesystem as containerd gives it, mounted on `bundle/rootfs` for whoever looks there on the host
 //! (containerd's metrics, a checkpoint import). The guest never sees this mount. Called by container create and delete.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::Mode;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::ledger::{Ledger, Resource};
+use crate::share::{OPTIONS, by_descriptor};
 use crate::task::Mount;
-
-/// What mount(2) takes of options, in bytes, with the zero at their end: a page, the smallest that any machine has.
-const MOST_DATA: usize = 4096;
 
 /// Mounts `mounts` in order on `bundle/rootfs` and answers that path. The first goes on the root itself, each next
 /// below it at its target.
@@ -81,37 +77,34 @@ fn options(options: &[String]) -> (MsFlags, Option<String>) {
 /// `data` in what mount(2) takes. Longer data it cuts without a word: an overlay of many layers has its layers named by
 /// descriptors instead, which must stay open until then.
 fn fit(entry: &Mount, data: String) -> Result<(String, Vec<OwnedFd>)> {
-    if data.len() < MOST_DATA {
+    if data.len() < OPTIONS {
         return Ok((data, Vec::new()));
     }
     let mut layers = Vec::new();
-    let shorter = data.split(',').map(|option| match option.strip_prefix("lowerdir=") {
-        Some(lowers) if entry.kind == "overlay" => by_descriptor(lowers, &mut layers),
-        _ => Ok(option.to_owned()),
-    });
-    let shorter = shorter.collect::<Result<Vec<_>>>()?.join(",");
-    if shorter.len() < MOST_DATA {
+    let mut shorter = Vec::new();
+    for option in data.split(',') {
+        match option.strip_prefix("lowerdir=") {
+            Some(lowers) if entry.kind == "overlay" => {
+                let lowers: Vec<&Path> = lowers.split(':').map(Path::new).collect();
+                let opened = by_descriptor(&lowers).context(|| "Could not open a layer".into())?;
+                let (names, descriptors): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+                shorter.push(format!("lowerdir={}", names.join(":")));
+                layers.extend(descriptors);
+            }
+            _ => shorter.push(option.to_owned()),
+        }
+    }
+    let shorter = shorter.join(",");
+    if shorter.len() < OPTIONS {
         return Ok((shorter, layers));
     }
     let text = format!(
-        "The options of the {} mount of the root filesystem, with {} layers, take {} bytes, and the kernel takes {MOST_DATA}",
+        "The options of the {} mount of the root filesystem, with {} layers, take {} bytes, and the kernel takes {OPTIONS}",
         entry.kind,
         layers.len(),
         shorter.len()
     );
     Err(Error::new(Kind::InvalidArgument, text))
-}
-
-fn by_descriptor(lowers: &str, layers: &mut Vec<OwnedFd>) -> Result<String> {
-    let mut names = Vec::new();
-    for path in lowers.split(':') {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let layer =
-            open(path, flags, Mode::empty()).context(|| format!("Could not open the layer {path}"))?;
-        names.push(format!("/proc/self/fd/{}", layer.as_raw_fd()));
-        layers.push(layer);
-    }
-    Ok(format!("lowerdir={}", names.join(":")))
 }
 
 #[cfg(test)]
@@ -156,7 +149,7 @@ mod tests {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let ledger = ledger(&dir.path().join("sandbox")).unwrap();
         let mount = overlay(dir.path(), 120);
-        assert!(mount.options[0].len() > 2 * MOST_DATA);
+        assert!(mount.options[0].len() > 2 * OPTIONS);
         let root = mount_all(dir.path(), &[mount], &ledger).unwrap();
         assert_eq!(std::fs::read_to_string(root.join("all")).unwrap(), "0");
         assert!((0..120).all(|number| root.join(number.to_string()).exists()));

@@ -16,6 +16,7 @@ use rustix::fs::FileType;
 use tokio::sync::{Mutex, watch};
 
 pub use image::Image;
+pub(crate) use tree::{OPTIONS, by_descriptor};
 
 use crate::config::Config;
 use crate::error::{Context, Error, Kind, Result};

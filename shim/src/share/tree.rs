@@ -6,11 +6,16 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, open};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
+
+/// What mount(2) takes of options, in bytes, with the zero at their end: a page, the smallest that any machine has.
+pub(crate) const OPTIONS: usize = 4096;
 
 /// A detached mount, or tree of mounts. Dropping it unmounts it.
 #[derive(Debug)]
@@ -56,6 +61,14 @@ impl Tree {
 
     /// A read-only overlay of `lowers`, the uppermost first, with `flags` as further options.
     pub(super) fn overlay(lowers: &[&Path], flags: &[&str]) -> io::Result<Self> {
+        match Self::overlay_in_steps(&by_descriptor(lowers)?, flags)? {
+            Some(tree) => Ok(tree),
+            None => Self::overlay_at_once(lowers, flags),
+        }
+    }
+
+    /// Names the layers one by one, of which there may be any number. None before Linux 6.7, which can't.
+    fn overlay_in_steps(layers: &[(String, OwnedFd)], flags: &[&str]) -> io::Result<Option<Self>> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(context.as_fd(), "source", "overlay")?;
         for flag in flags {
@@ -64,13 +77,44 @@ impl Tree {
                 None => fsconfig_set_flag(context.as_fd(), *flag)?,
             }
         }
-        set_lowers(context.as_fd(), lowers)?;
+        for (index, (name, _)) in layers.iter().enumerate() {
+            match fsconfig_set_string(context.as_fd(), "lowerdir+", name.as_str()) {
+                Err(rustix::io::Errno::INVAL) if index == 0 => return Ok(None),
+                result => result.map_err(|error| explained(context.as_fd(), error))?,
+            }
+        }
         fsconfig_set_flag(context.as_fd(), "ro")?;
         fsconfig_create(context.as_fd()).map_err(|error| explained(context.as_fd(), error))?;
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
             | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV;
-        Ok(Self(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?))
+        Ok(Some(Self(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)))
+    }
+
+    /// As mount(2) makes it, which takes a page of options, enough for two hundred layers, and a place. The place is any
+    /// directory, in a mount namespace that ends at once: what is kept is a copy, which no path ever led to.
+    fn overlay_at_once(lowers: &[&Path], flags: &[&str]) -> io::Result<Self> {
+        let mount = || -> io::Result<Self> {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+            let nothing = None::<&str>;
+            nix::mount::mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+            // Opened only here: an overlay takes layers of its own mount namespace.
+            let layers = by_descriptor(lowers)?;
+            let names: Vec<_> = layers.iter().map(|(name, _)| name.as_str()).collect();
+            let options = [&[format!("lowerdir={}", names.join(":")).as_str()], flags].concat().join(",");
+            if options.len() >= OPTIONS {
+                return Err(io::Error::other(format!(
+                    "{} layers, which need Linux 6.7 or later",
+                    lowers.len()
+                )));
+            }
+            let how = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            nix::mount::mount(Some("overlay"), lowers[0], Some("overlay"), how, Some(options.as_str()))?;
+            Self::bind(lowers[0])
+        };
+        // A thread of its own, because the namespace is the calling thread's from then on.
+        let mounted = std::thread::scope(|scope| scope.spawn(mount).join());
+        mounted.unwrap_or_else(|_| Err(io::Error::other("the thread that mounts the layers panicked")))
     }
 
     /// What the tree's root is.
@@ -115,27 +159,20 @@ impl Tree {
     }
 }
 
-/// Names the layers one by one, which Linux 6.7 and later can; older ones take a string of 255 bytes, which holds
-/// about fifteen layers by the numbers of their descriptors.
-fn set_lowers(context: BorrowedFd<'_>, lowers: &[&Path]) -> io::Result<()> {
+/// Opens directories and answers short names for them, which hold as long as they are open.
+///
+/// # Errors
+/// The first that can't be opened, named.
+pub(crate) fn by_descriptor(paths: &[&Path]) -> io::Result<Vec<(String, OwnedFd)>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let layers = lowers
-        .iter()
-        .map(|path| rustix::fs::open(*path, flags, Mode::empty()))
-        .collect::<rustix::io::Result<Vec<_>>>()?;
-    let names: Vec<_> = layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect();
-    for (index, name) in names.iter().enumerate() {
-        match fsconfig_set_string(context, "lowerdir+", name.as_str()) {
-            Err(rustix::io::Errno::INVAL) if index == 0 => {
-                return fsconfig_set_string(context, "lowerdir", names.join(":").as_str()).map_err(|error| {
-                    let text = format!("{} layers, which need Linux 6.7 or later", names.len());
-                    if error == rustix::io::Errno::INVAL { io::Error::other(text) } else { error.into() }
-                });
-            }
-            result => result.map_err(|error| explained(context, error))?,
-        }
-    }
-    Ok(())
+    let open = |path: &&Path| {
+        let directory = open(*path, flags, Mode::empty()).map_err(|error| {
+            let error = io::Error::from(error);
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
+        Ok((format!("/proc/self/fd/{}", directory.as_raw_fd()), directory))
+    };
+    paths.iter().map(open).collect()
 }
 
 /// `error` with the kernel's own words, which a filesystem context holds for its owner to read.
@@ -148,5 +185,37 @@ fn explained(context: BorrowedFd<'_>, error: rustix::io::Errno) -> io::Error {
             io::Error::new(error.kind(), format!("{error}; the kernel says: {}", said.trim()))
         }
         _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On this kernel as on one before 6.7.
+    #[test]
+    fn many_layers_are_one_tree_in_both_ways() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let layers: Vec<_> = (0..100).map(|number| dir.path().join(format!("{number:0>60}"))).collect();
+        for (number, layer) in layers.iter().enumerate() {
+            std::fs::create_dir(layer).unwrap();
+            std::fs::write(layer.join(number.to_string()), "").unwrap();
+            std::fs::write(layer.join("all"), number.to_string()).unwrap();
+        }
+        let lowers: Vec<&Path> = layers.iter().map(AsRef::as_ref).collect();
+        let trees = [Tree::overlay(&lowers, &[]), Tree::overlay_at_once(&lowers, &["userxattr"])];
+        for tree in trees {
+            let tree = tree.unwrap();
+            let root = format!("/proc/self/fd/{}", tree.0.as_raw_fd());
+            assert_eq!(std::fs::read_to_string(format!("{root}/all")).unwrap(), "0");
+            assert_eq!(std::fs::read_dir(&root).unwrap().count(), 101);
+            let error = std::fs::write(format!("{root}/new"), "").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
+        let many = vec![lowers[0]; 300];
+        let error = Tree::overlay_at_once(&many, &[]).unwrap_err().to_string();
+        assert!(error.contains("300 layers"), "{error}");
     }
 }
