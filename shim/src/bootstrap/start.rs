@@ -10,7 +10,7 @@ use super::flags::Flags;
 use super::launch;
 use super::socket::{self, Bound};
 use crate::config::{Config, Source};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::ledger::{Ledger, Shim, start_time};
 
 /// Where containerd's ttrpc socket is, for containerds that don't say so on stdin.
@@ -86,13 +86,25 @@ fn release_leftovers(dir: &Path) -> Result<()> {
     }
 }
 
+/// containerd calls no `delete` for a server that it never reached.
+fn still_runs(child: &mut Child) -> Result<()> {
+    match child.try_wait().context(|| "Could not look after the shim's server".into())? {
+        None => Ok(()),
+        Some(status) => {
+            let text = format!("The shim's server ended at once, with {status}: see containerd's log");
+            Err(Error::new(Kind::Unavailable, text))
+        }
+    }
+}
+
 /// What must be true before containerd hears of the server. It is ended if that can't be.
 fn introduce(mut child: Child, params: &Params, bundle: &Bundle, address: &str) -> Result<()> {
     let pid = child.id();
     let introduced = launch::adjust_oom_score(pid)
         .and_then(|()| launch::join_cgroup(pid, params.options.as_ref()))
         .and_then(|()| bundle.write_shim(&Shim { pid, start_time: start_time(pid)? }))
-        .and_then(|()| bundle.write_address(address));
+        .and_then(|()| bundle.write_address(address))
+        .and_then(|()| still_runs(&mut child));
     if introduced.is_err() {
         // It holds nothing on the host yet.
         let _ = child.kill().and_then(|()| child.wait());

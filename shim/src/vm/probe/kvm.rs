@@ -1,9 +1,13 @@
 //! Whether KVM works, found out by booting a kernel under it until it panics. Called by the examination of a host.
 
+use std::io;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{getpid, getppid};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -23,6 +27,7 @@ pub(super) async fn boot(vmm: Vmm, program: &Path, kernel: &Path, deadline: Dura
     vmm.arguments(&mut command, kernel);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     place(&mut command, &Placement::default(), Vec::new())?;
+    die_with_us(&mut command);
     let what = || format!("KVM does not boot {}", kernel.display());
     let mut child = command.spawn().context(|| format!("Could not start {}", program.display()))?;
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
@@ -49,6 +54,18 @@ pub(super) async fn boot(vmm: Vmm, program: &Path, kernel: &Path, deadline: Dura
     let words = console::last_lines(if errors.is_empty() { &output } else { &errors });
     let text = format!("{}: {} has ended with {status}: {words}", what(), vmm.name());
     Err(Error::new(Kind::FailedPrecondition, text))
+}
+
+/// No ledger knows of the probe's machine, so the kernel ends it when the process that asked is killed.
+fn die_with_us(command: &mut Command) {
+    let parent = getpid();
+    let prepare = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // It may be too late for the signal already.
+        if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+    };
+    // SAFETY: two system calls that take and answer integers; nothing is allocated.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// Reads until the proof has come; the last of what was read instead.
