@@ -1,6 +1,7 @@
 //! The machine of the scripted VMM: its states, its files, and the guest behind its vsock. It insists on what the real
 //! one insists on: files that exist, daemons that listen, a vsock's socket that does not.
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,8 +30,11 @@ fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
 }
 
 /// Nothing at first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Machine {
+    /// Inodes of the directories in the sandbox's that were there when the VMM began: all that it may write into. The
+    /// real one is held to that by Landlock.
+    own: Vec<u64>,
     config: Option<Value>,
     state: &'static str,
     guest: Arc<Guest>,
@@ -39,6 +43,13 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// Looks around in the working directory, which is the sandbox's.
+    pub(super) fn new() -> std::io::Result<Self> {
+        let own = std::fs::read_dir(".")?.map(|entry| Ok(entry?.metadata()?.ino()));
+        let own = own.collect::<std::io::Result<_>>()?;
+        Ok(Machine { own, config: None, state: "", guest: Arc::default(), daemons: Vec::new() })
+    }
+
     pub(super) fn info(&self) -> Result<String, Refusal> {
         match &self.config {
             Some(config) => Ok(serde_json::json!({ "config": config, "state": self.state }).to_string()),
@@ -74,6 +85,9 @@ impl Machine {
             return refuse("The VM is not paused");
         }
         let into = directory(body, "destination_url")?;
+        if !self.own.contains(&std::fs::metadata(&into)?.ino()) {
+            return refuse("Permission denied (os error 13)");
+        }
         let config = serde_json::to_vec_pretty(&self.config)?;
         std::fs::write(into.join("config.json"), config)?;
         std::fs::write(into.join("state.json"), self.guest.render()?)?;

@@ -72,8 +72,11 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     // SAFETY: both were passed for this process to own, and nothing else here knows them.
     let (api, events) =
         unsafe { (std::os::unix::net::UnixListener::from_raw_fd(api), File::from_raw_fd(events)) };
-    let vmm = Vmm { script, machine: tokio::sync::Mutex::default(), events: Mutex::new(events) };
-    match serve(vmm, api) {
+    let served = Machine::new().and_then(|machine| {
+        let vmm = Vmm { script, machine: tokio::sync::Mutex::new(machine), events: Mutex::new(events) };
+        serve(vmm, api)
+    });
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("the scripted VMM failed: {error}");

@@ -16,13 +16,19 @@ const STATE: &str = "state.json";
 /// RAM that is in no file of ours.
 const RAM: &str = "memory-ranges";
 
-/// Makes the directory `dir` anew, empty.
+/// Makes the directory `dir`, or empties the one that is there. It stays the same one, as Landlock has allowed that
+/// one and not its name.
 pub(super) fn make(dir: &Path) -> Result<()> {
-    let what = || format!("Could not make the directory {}", dir.display());
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(what),
-        _ => DirBuilder::new().mode(0o700).create(dir).context(what),
+    let what = || format!("Could not make the directory {} empty", dir.display());
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).context(what),
     }
+    for entry in fs::read_dir(dir).context(what)? {
+        fs::remove_file(entry.context(what)?.path()).context(what)?;
+    }
+    Ok(())
 }
 
 /// The directory as the API names it.
