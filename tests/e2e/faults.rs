@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tests::cri::Pod;
 
 use crate::harness::Bench;
-use crate::support::{idle, processes, wait_for, with_pod};
+use crate::support::{idle, processes, vmm, wait_for, with_pod};
 
 crate::harness::tests![;
     microvm only: the_vmm_dies,
@@ -42,7 +42,7 @@ fn dies(bench: &Bench, uid: &str, act: impl FnOnce(&str) -> Result<()>) -> Resul
 }
 
 fn the_vmm_dies(bench: &Bench) -> Result<()> {
-    dies(bench, "f1", |pod_id| signal(&processes(&["qemu-system", pod_id])?, Signal::SIGKILL))
+    dies(bench, "f1", |pod_id| signal(&vmm(pod_id)?, Signal::SIGKILL))
 }
 
 fn a_file_server_dies(bench: &Bench) -> Result<()> {
@@ -80,7 +80,7 @@ fn a_hung_guest_is_removed(bench: &Bench) -> Result<()> {
     let pod = Pod::new("hung", "f5");
     let pod_id = bench.cri.run_pod(&pod, &bench.handler)?;
     let id = bench.cri.run(&pod_id, &pod, &idle("one"))?;
-    signal(&processes(&["qemu-system", &pod_id])?, Signal::SIGSTOP)?;
+    signal(&vmm(&pod_id)?, Signal::SIGSTOP)?;
     let begun = Instant::now();
     bench.cri.status(&id)?;
     ensure!(begun.elapsed() < Duration::from_secs(2), "Its state took {:?}", begun.elapsed());

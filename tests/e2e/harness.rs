@@ -16,6 +16,9 @@ use tests::{images, programs};
 /// How long one test may take. The slowest (checkpoint and two restores) takes a fifth of it.
 const TEST_DEADLINE: Duration = Duration::from_secs(150);
 
+/// The same where the machine itself is emulated, and slower by as much.
+const NESTED_DEADLINE: Duration = Duration::from_secs(900);
+
 /// One test.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Test {
@@ -65,7 +68,7 @@ pub(crate) const fn name(path: &'static str) -> &'static str {
 }
 
 /// Runs the tests in the test host; the exit code.
-pub(crate) fn run(tests: &[Test], handler: &str) -> Result<i32> {
+pub(crate) fn run(tests: &[Test], handler: &str, nested: bool) -> Result<i32> {
     let begun = Instant::now();
     let containerd = Containerd::start()?;
     for namespace in ["default", "k8s.io"] {
@@ -89,7 +92,7 @@ pub(crate) fn run(tests: &[Test], handler: &str) -> Result<i32> {
         }
         let started = Instant::now();
         let mark = log_length();
-        let result = run_one(&bench, *test);
+        let result = run_one(&bench, *test, if nested { NESTED_DEADLINE } else { TEST_DEADLINE });
         let took = started.elapsed().as_secs_f32();
         match result {
             Ok(()) => {
@@ -117,7 +120,7 @@ pub(crate) fn run(tests: &[Test], handler: &str) -> Result<i32> {
     Ok(i32::from(!failed.is_empty()))
 }
 
-fn run_one(bench: &Arc<Bench>, test: Test) -> Result<()> {
+fn run_one(bench: &Arc<Bench>, test: Test, deadline: Duration) -> Result<()> {
     let before = Snapshot::take()?;
     let (done, result) = mpsc::channel();
     let own = Arc::clone(bench);
@@ -126,9 +129,9 @@ fn run_one(bench: &Arc<Bench>, test: Test) -> Result<()> {
         let result = catch_unwind(AssertUnwindSafe(|| (test.run)(&own)));
         let _ = done.send(result.unwrap_or_else(|_| Err(anyhow!("The test panicked; its words are above"))));
     });
-    match result.recv_timeout(TEST_DEADLINE) {
+    match result.recv_timeout(deadline) {
         Ok(result) => result?,
-        Err(_) => return Err(anyhow!("The test did not end within {TEST_DEADLINE:?}")),
+        Err(_) => return Err(anyhow!("The test did not end within {deadline:?}")),
     }
     leaks::assert_clean(&before)
 }

@@ -81,6 +81,14 @@ pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> R
     Ok(())
 }
 
+/// The process that runs the pod's VM, whichever program that is. It works in the sandbox's directory.
+pub(crate) fn vmm(pod_id: &str) -> Result<Vec<i32>> {
+    let mut found = processes(&["qemu-system"])?;
+    found.extend(processes(&["cloud-hypervisor", "--api-socket"])?);
+    found.retain(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.ends_with(pod_id)));
+    Ok(found)
+}
+
 /// Processes whose command line holds all of `words`.
 pub(crate) fn processes(words: &[&str]) -> Result<Vec<i32>> {
     let mut found = Vec::new();

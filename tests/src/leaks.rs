@@ -197,6 +197,12 @@ fn processes(things: &mut BTreeSet<String>) -> Result<()> {
         // A process may end while we look: then it is not left.
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
         let Some((name, rest)) = stat.rsplit_once(')') else { continue };
+        // Threads of the kernel come and go as it likes: kthreadd, which is 2, and its children. A test host of its own
+        // pid namespace has none.
+        let parent = rest.split(' ').nth(2);
+        if parent == Some("2") || (parent == Some("0") && pid == "2") {
+            continue;
+        }
         let started = rest.split(' ').nth(20).unwrap_or_default();
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");

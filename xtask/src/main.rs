@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod install;
 mod licences;
+mod nested;
 mod packages;
 mod shell;
 mod test;
@@ -32,6 +33,8 @@ enum Command {
     Demo(demo::Demo),
     /// Runs all checks and tests
     Test(test::Test),
+    /// Runs end-to-end tests where KVM works: in a virtual machine, emulated as a whole
+    Nested(nested::Nested),
     /// Lays down what a node needs, or takes it away
     Install(install::Install),
     /// Gives a prompt in a test host with containerd and the shim
@@ -61,6 +64,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(demo) => demo::run(&workspace, &demo),
         Command::Test(test) => test::run(&workspace, &test),
+        Command::Nested(nested) => nested::run(&workspace, &nested),
         Command::Install(install) => install::run(&workspace, &install).map(|()| ExitCode::SUCCESS),
         Command::Shell(shell) => shell::run(&workspace, &shell),
         Command::Bench(bench) => bench::run(&workspace, &bench),

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: checks, unit and shim-level tests, and the end-to-end tests in a test host.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -76,14 +77,19 @@ fn end_to_end(workspace: &Workspace, test: &Test, count: &mut Count) -> Result<b
     }
     arguments.extend(["--handler".into(), test.handler.clone().into()]);
     arguments.extend(test.filter.iter().map(Into::into));
+    let mut runner = Command::new(build(workspace)?);
+    counted("End-to-end tests", runner.args(arguments), count)
+}
+
+/// Builds the end-to-end tests; their program.
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let build = ["build", "--quiet", "--locked", "-p", "tests", "--bin", "e2e"];
     step("Build the end-to-end tests", &mut workspace.cargo(&build))?;
     // Static, because it runs in containers whose images have no libraries.
     let build = ["rustc", "--quiet", "--locked", "-p", "tests", "--bin", "intruder"];
     let mut intruder = workspace.cargo(&build);
     step("Build what runs in their containers", intruder.args(["--", "-C", "target-feature=+crt-static"]))?;
-    let mut runner = Command::new(workspace.target.join("debug/e2e"));
-    counted("End-to-end tests", runner.args(arguments), count)
+    Ok(workspace.target.join("debug/e2e"))
 }
 
 /// Runs a test runner, shows what it prints, and adds up its closing lines. Whether it succeeded.

@@ -26,7 +26,7 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "shim/src/network",
-        &["crate::sandbox", "crate::service", "crate::vm::qemu"],
+        &["crate::sandbox", "crate::service", "crate::vm::qemu", "crate::vm::cloud_hypervisor"],
         "the network knows devices only",
     ),
     ("shim/src/ledger", &["crate::sandbox", "crate::service"], "the ledger undoes; it does not decide"),

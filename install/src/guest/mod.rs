@@ -16,6 +16,7 @@ use crate::arch::Architecture;
 use crate::assets::{Assets, Entry, MANIFEST, Manifest};
 use crate::fsx;
 
+pub use modules::Module;
 pub use package::Policy;
 
 /// Modules that every guest loads at boot; what they need comes along. What the kernel has built in (virtio-pci,
@@ -49,6 +50,16 @@ pub struct Built {
     pub assets: Assets,
     /// What a person should know, such as a kernel other than the pinned one. Usually nothing.
     pub warnings: Vec<String>,
+}
+
+/// These modules of the guest's kernel and all that they need, each after what it needs. For a machine that runs that
+/// kernel and is no guest of ours: the nested test host.
+///
+/// # Errors
+/// When the package can't be had, or has no such module.
+pub fn modules(architecture: Architecture, cache: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
+    let package = package::fetch(architecture, Policy::default(), cache)?;
+    modules::Tree::open(&package.modules()?)?.with_dependencies(wanted)
 }
 
 /// Makes kernel, initramfs and manifest. Downloads the kernel's package if the cache does not hold it (35 MB); a build

@@ -14,9 +14,11 @@ const LIMIT: u64 = 64 << 20;
 
 /// A module, unpacked.
 #[derive(Debug, Clone)]
-pub(super) struct Module {
-    pub(super) name: String,
-    pub(super) bytes: Vec<u8>,
+pub struct Module {
+    /// Its name, with underscores.
+    pub name: String,
+    /// The file as the kernel loads it.
+    pub bytes: Vec<u8>,
 }
 
 /// The modules of one kernel.
@@ -78,7 +80,14 @@ impl Order<'_> {
         let Some(module) = self.tree.load(&name)? else { return Ok(()) };
         self.under_way.push(name);
         for needed in dependencies(&module)? {
-            self.add(&needed)?;
+            match needed {
+                Needed::Hard(name) => self.add(&name)?,
+                // It may be the name of a service that something built in gives, like `crc32c`.
+                Needed::Soft(name) if self.tree.files.contains_key(&name.replace('-', "_")) => {
+                    self.add(&name)?;
+                }
+                Needed::Soft(_) => {}
+            }
         }
         self.under_way.pop();
         self.modules.push(module);
@@ -86,8 +95,17 @@ impl Order<'_> {
     }
 }
 
+/// Another module that one needs.
+#[derive(Debug)]
+enum Needed {
+    /// Without it the module can't be loaded.
+    Hard(String),
+    /// It is loaded before, if there is one.
+    Soft(String),
+}
+
 /// What a module says that it needs, in its section `.modinfo`: strings of the form `key=value`, each ended by a zero.
-fn dependencies(module: &Module) -> Result<Vec<String>> {
+fn dependencies(module: &Module) -> Result<Vec<Needed>> {
     let damaged = || format!("The module {} is damaged", module.name);
     let file = object::File::parse(&*module.bytes).with_context(damaged)?;
     let Some(section) = file.section_by_name(".modinfo") else { bail!("{}: it has no .modinfo", damaged()) };
@@ -95,9 +113,11 @@ fn dependencies(module: &Module) -> Result<Vec<String>> {
     let mut needed = Vec::new();
     for entry in data.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok()) {
         if let Some(names) = entry.strip_prefix("depends=") {
-            needed.extend(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned));
+            let names = names.split(',').filter(|name| !name.is_empty());
+            needed.extend(names.map(|name| Needed::Hard(name.to_owned())));
         } else if let Some(names) = entry.strip_prefix("softdep=pre:") {
-            needed.extend(names.split_whitespace().take_while(|name| *name != "post:").map(str::to_owned));
+            let names = names.split_whitespace().take_while(|name| *name != "post:");
+            needed.extend(names.map(|name| Needed::Soft(name.to_owned())));
         }
     }
     Ok(needed)

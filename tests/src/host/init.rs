@@ -13,11 +13,11 @@ use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, wait};
 
 use super::instance::Spec;
-use super::mounts;
+use super::{mounts, nested};
 use crate::cgroups;
 
 /// Exit code when the test host itself could not be made.
-const FAILED: i32 = 125;
+pub(super) const FAILED: i32 = 125;
 
 /// Search path of the payload and of containerd.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,6 +46,10 @@ fn live(spec: Option<OsString>) -> Result<i32> {
     for group in &spec.cgroups {
         cgroups::join(group)?;
     }
+    if spec.nested {
+        end_with(outer_alive);
+        return nested::run(&spec);
+    }
     nix::sched::unshare(
         CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
@@ -56,6 +60,23 @@ fn live(spec: Option<OsString>) -> Result<i32> {
     .context("Could not enter new namespaces: are you root?")?;
     let hierarchies = cgroups::hierarchies()?;
     mounts::enter(&spec, &hierarchies)?;
+    name_and_loopback()?;
+    end_with(outer_alive);
+    run(&spec)
+}
+
+/// Ends the test host with the outer process.
+fn end_with(outer_alive: File) {
+    std::thread::spawn(move || {
+        // Held by the outer process as long as it lives. When PID 1 exits, the kernel ends everything in here.
+        if Flock::lock(outer_alive, FlockArg::LockExclusive).is_ok() {
+            std::process::exit(FAILED);
+        }
+    });
+}
+
+/// What every machine has.
+pub(super) fn name_and_loopback() -> Result<()> {
     nix::unistd::sethostname("testhost").context("Could not set the hostname")?;
     let up = Command::new("/usr/sbin/ip")
         .args(["link", "set", "lo", "up"])
@@ -64,17 +85,11 @@ fn live(spec: Option<OsString>) -> Result<i32> {
     if !up.success() {
         bail!("Could not bring the loopback device up: ip ended with {up}");
     }
-
-    std::thread::spawn(move || {
-        // Held by the outer process as long as it lives. When PID 1 exits, the kernel ends everything in here.
-        if Flock::lock(outer_alive, FlockArg::LockExclusive).is_ok() {
-            std::process::exit(FAILED);
-        }
-    });
-    run(&spec)
+    Ok(())
 }
 
-fn run(spec: &Spec) -> Result<i32> {
+/// Runs the payload, and reaps whatever ends meanwhile.
+pub(super) fn run(spec: &Spec) -> Result<i32> {
     let program = spec.program.clone().unwrap_or_else(|| PathBuf::from(mounts::PAYLOAD));
     let payload = Command::new(&program)
         .args(&spec.arguments)

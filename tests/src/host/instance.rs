@@ -36,6 +36,8 @@ pub(super) struct Spec {
     /// Program of the tree to run instead.
     pub(super) program: Option<PathBuf>,
     pub(super) arguments: Vec<std::ffi::OsString>,
+    /// Whether it is a virtual machine.
+    pub(super) nested: bool,
 }
 
 impl Spec {
@@ -70,6 +72,7 @@ impl Instance {
             own_program: std::env::current_exe().context("Could not find the own program")?,
             program: payload.program.clone(),
             arguments: payload.arguments.clone(),
+            nested: payload.nested,
         };
         if spec.logs.exists() {
             fs::remove_dir_all(&spec.logs).context("Could not remove the logs of the last run")?;

@@ -9,12 +9,14 @@
 //! | `tree.rs` | the Debian tree, made once with mmdebstrap and kept below `target/testhost` |
 //! | `instance.rs` | one test host: its folders and cgroups, and their removal; runs outside |
 //! | `init.rs`, `mounts.rs` | PID 1 of the test host: namespaces, mounts, reaping; runs inside |
+//! | `nested.rs`, `nested/init.rs` | the same in a virtual machine of its own, where KVM works |
 //! | `containerd.rs` | containerd in the test host: configuration, start, stop |
 
 pub mod containerd;
 mod init;
 mod instance;
 mod mounts;
+mod nested;
 mod tree;
 
 use std::ffi::OsString;
@@ -24,6 +26,13 @@ use anyhow::{Context, Result};
 
 /// First argument that makes a program which calls [`dispatch`] the init process of a test host.
 const INIT_ARGUMENT: &str = "testhost-init";
+
+/// The same for the init process of a test host that is a virtual machine.
+const NESTED_ARGUMENT: &str = "testhost-nested-init";
+
+/// Where a test host that is a virtual machine finds its kernel's modules: files that are loaded in the order of their
+/// names.
+pub const MODULES: &str = "/opt/testhost/modules";
 
 /// Where the test host keeps the logs that outlive it; a folder of `target/testhost/logs` outside.
 pub const LOGS: &str = "/var/log/testhost";
@@ -41,14 +50,19 @@ pub struct Payload {
     pub installed: Option<PathBuf>,
     /// More files: a path of this machine, and where the test host has it.
     pub files: Vec<(PathBuf, PathBuf)>,
+    /// The test host is a virtual machine, emulated, with a processor in which KVM works. It needs `installed`, with
+    /// the modules that [`MODULES`] speaks of.
+    pub nested: bool,
 }
 
 /// Becomes the init process of a test host when the arguments say so, and then does not return. To be called first in
 /// `main`, before any thread is started.
 pub fn dispatch() {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().as_deref() == Some(INIT_ARGUMENT.as_ref()) {
-        std::process::exit(init::main(arguments.next()));
+    match arguments.next().as_deref().and_then(|first| first.to_str()) {
+        Some(INIT_ARGUMENT) => std::process::exit(init::main(arguments.next())),
+        Some(NESTED_ARGUMENT) => nested::init::main(),
+        _ => {}
     }
 }
 

@@ -34,7 +34,7 @@ const DEVICES: &[&str] = &[
 /// Builds the mounts and makes them this process' root.
 pub(super) fn enter(spec: &Spec, hierarchies: &[Hierarchy]) -> Result<()> {
     let root = spec.folder.join("root");
-    attach("none", Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
+    make_private()?;
     overlay(spec, &root)?;
     bind(&spec.folder.join("containerd"), &root.join("var/lib/containerd"))?;
     bind(&spec.logs, &root.join(LOGS.trim_start_matches('/')))?;
@@ -46,12 +46,56 @@ pub(super) fn enter(spec: &Spec, hierarchies: &[Hierarchy]) -> Result<()> {
     devices(&root)?;
     control_groups(&root, hierarchies)?;
     pivot(&root)?;
-    // As an init system leaves it: CNI and the shim rely on mounts that propagate.
-    attach("none", Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_SHARED, None)?;
+    share_all()?;
     settings()
 }
 
-fn overlay(spec: &Spec, root: &Path) -> Result<()> {
+/// Builds the mounts of a test host that is a virtual machine: a layer in memory on the root that its kernel has
+/// mounted read-only. The file system with the tag `logs` gets a copy of all that shall outlive it.
+pub(super) fn enter_machine(logs: &str) -> Result<()> {
+    let memory = Path::new("/mnt");
+    attach("memory", memory, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+    let root = memory.join("root");
+    for folder in ["root", "upper", "work"] {
+        fs::create_dir(memory.join(folder))?;
+    }
+    let layers = "lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work";
+    attach("overlay", &root, Some("overlay"), MsFlags::empty(), Some(layers))?;
+    attach(logs, &root.join(LOGS.trim_start_matches('/')), Some("virtiofs"), MsFlags::empty(), None)?;
+    system(&root, "proc", "proc", "")?;
+    system(&root, "sysfs", "sys", "")?;
+    system(&root, "securityfs", "sys/kernel/security", "")?;
+    attach("dev", &root.join("dev"), Some("devtmpfs"), MsFlags::MS_NOSUID, None)?;
+    for folder in ["pts", "shm", "mqueue"] {
+        fs::create_dir_all(root.join("dev").join(folder))?;
+    }
+    pseudo_devices(&root)?;
+    for (folder, options) in [("run", "mode=0755"), ("tmp", "mode=1777")] {
+        system(&root, "tmpfs", folder, options)?;
+    }
+    // No overlay is stacked on an overlay's upper layer.
+    for folder in ["var/lib/containerd", "var/lib/microvm"] {
+        attach("memory", &root.join(folder), Some("tmpfs"), MsFlags::empty(), Some("mode=0711"))?;
+    }
+    let v2 = Hierarchy { at: "/sys/fs/cgroup".into(), kind: "cgroup2".into(), options: String::new() };
+    control_groups(&root, &[v2])?;
+    pivot(&root)?;
+    share_all()?;
+    settings()
+}
+
+fn share_all() -> Result<()> {
+    // As an init system leaves it: CNI and the shim rely on mounts that propagate.
+    attach("none", Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_SHARED, None)
+}
+
+/// Keeps what is mounted from now on in this namespace.
+pub(super) fn make_private() -> Result<()> {
+    attach("none", Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)
+}
+
+/// The Debian tree with this test host's own layer.
+pub(super) fn overlay(spec: &Spec, root: &Path) -> Result<()> {
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
         spec.tree.display(),
@@ -74,7 +118,8 @@ fn bind(source: &Path, target: &Path) -> Result<()> {
     attach(source, target, None, MsFlags::MS_BIND, None)
 }
 
-fn system(root: &Path, kind: &str, at: &str, options: &str) -> Result<()> {
+/// Mounts a filesystem of the kernel's.
+pub(super) fn system(root: &Path, kind: &str, at: &str, options: &str) -> Result<()> {
     let target = root.join(at);
     fs::create_dir_all(&target)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -104,6 +149,12 @@ fn devices(root: &Path) -> Result<()> {
         symlink(target, dev.join(name))?;
     }
     umask(Mode::from_bits_truncate(0o022));
+    pseudo_devices(root)
+}
+
+/// Terminals, shared memory and message queues.
+fn pseudo_devices(root: &Path) -> Result<()> {
+    let dev = root.join("dev");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let options = Some("newinstance,ptmxmode=0666,mode=0620,gid=5");
     attach("devpts", &dev.join("pts"), Some("devpts"), flags, options)?;
