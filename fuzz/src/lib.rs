@@ -3,10 +3,12 @@
 
 mod snapshot;
 mod text;
+mod vm;
 mod wire;
 
 pub use snapshot::{archive, manifest, manifest_body, ram_index};
 pub use text::{config, guest_name, oci_spec};
+pub use vm::machine;
 pub use wire::serial;
 
 /// A kind of input.
@@ -26,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "manifest_body", run: manifest_body, seeds: snapshot::manifest_body_seeds },
     Target { name: "ram_index", run: ram_index, seeds: snapshot::ram_index_seeds },
     Target { name: "archive", run: archive, seeds: snapshot::archive_seeds },
+    Target { name: "machine", run: machine, seeds: vm::machine_seeds },
     Target { name: "config", run: config, seeds: text::config_seeds },
     Target { name: "guest_name", run: guest_name, seeds: text::guest_name_seeds },
     Target { name: "oci_spec", run: oci_spec, seeds: text::oci_spec_seeds },

@@ -105,4 +105,4 @@ macro_rules! targets {
     };
 }
 
-targets!(manifest manifest_body ram_index archive config guest_name oci_spec serial);
+targets!(manifest manifest_body ram_index archive machine config guest_name oci_spec serial);

@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use self::cloud_hypervisor::CloudHypervisor;
+pub use self::cloud_hypervisor::rewritten_description;
 pub use self::probe::{FileIdentity, Host};
 use self::qemu::{Accelerator, Qemu};
 use crate::config::{self, Config, VmmChoice};

@@ -55,6 +55,15 @@ impl super::Vmm for CloudHypervisor {
     }
 }
 
+/// The description of a machine that was saved anywhere, made the one of `machine`, as a restore does. Public for the
+/// fuzzer.
+///
+/// # Errors
+/// `InvalidArgument` naming what can't be restored.
+pub fn rewritten_description(saved: &[u8], machine: &Machine, landlock: bool) -> Result<Vec<u8>> {
+    rewrite::rewritten(saved, machine, &Files::of(&machine.dir), landlock)
+}
+
 /// One machine.
 #[derive(Debug)]
 struct ChVm {
@@ -187,9 +196,7 @@ impl Vm for ChVm {
     async fn restore(&self, dir: &Path) -> Result<()> {
         let incoming = self.files.incoming();
         self.ledger.claim(Resource::Directory(incoming.clone()))?;
-        state::load(dir, &incoming, |saved| {
-            rewrite::rewritten(saved, &self.machine, &self.files, self.vmm.landlock)
-        })?;
+        state::load(dir, &incoming, |saved| rewritten_description(saved, &self.machine, self.vmm.landlock))?;
         let body = json!({ "source_url": state::url(&incoming)? });
         let running = self.start().await?;
         self.life.unless_dead("vm.restore", running.api.send(Verb::Restore, &body)).await?;

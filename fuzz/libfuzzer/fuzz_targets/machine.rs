@@ -1,0 +1,6 @@
+//! `fuzz::machine` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = fuzz::machine(bytes);
+});
