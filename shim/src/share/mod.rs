@@ -4,6 +4,7 @@
 mod daemon;
 mod dirs;
 mod image;
+mod queue;
 mod tree;
 pub mod virtiofsd;
 

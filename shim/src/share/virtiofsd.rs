@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ use virtiofsd::sandbox::{Sandbox, SandboxMode};
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::queue::{self, GoesOn};
 
 /// First argument of our binary that makes it this daemon.
 pub const MODE: &str = "virtiofsd";
@@ -156,8 +158,11 @@ where
     let backend =
         VhostUserFsBackendBuilder::default().build(fs).map_err(failed("could not make its device"))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("virtiofsd".into(), Arc::new(backend), memory)
+    let mut daemon = VhostUserDaemon::new("virtiofsd".into(), Arc::new(GoesOn(backend)), memory)
         .map_err(|error| format!("could not make its daemon: {error:?}"))?;
+    if let Some(events) = daemon.get_epoll_handlers().first() {
+        queue::watch(events.as_raw_fd());
+    }
     log::warn!("{READY}");
     daemon.start(&mut listener).map_err(|error| format!("could not accept its VMM: {error:?}"))?;
     match daemon.wait() {
