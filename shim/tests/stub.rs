@@ -41,10 +41,6 @@ async fn a_stub_shows_the_tasks_place_and_nothing_of_the_host() {
         assert_eq!(status(pid, capabilities).trim_matches('0'), "");
     }
     assert_eq!((status(pid, "Uid").as_str(), status(pid, "NoNewPrivs").as_str()), ("65534", "1"));
-    let rss: u64 = status(pid, "RssAnon").parse().unwrap();
-    // Most of it are relocated pages of the binary, which is several times as big unoptimized as released: 1,588 KiB
-    // measured.
-    assert!(rss < 2560, "{rss} KiB of its own");
 
     // A second stub joins the network namespace that the first one made.
     let net = Net::Join(proc(pid, "ns/net"));

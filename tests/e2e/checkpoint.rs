@@ -12,7 +12,7 @@ use tests::cri::{Container, Pod};
 use tests::programs;
 
 use crate::harness::Bench;
-use crate::support::{BUSYBOX, idle, wait_for, with_pod};
+use crate::support::{BUSYBOX, idle, refused, wait_for, with_pod};
 
 crate::harness::tests![;
     microvm only: a_pod_goes_on_as_a_new_pod,
@@ -90,23 +90,6 @@ fn with_snapshot(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
     let forgotten = forget(name);
     result?;
     forgotten
-}
-
-fn refused(bench: &Bench, pod: &Pod, words: &[&str]) -> Result<()> {
-    match bench.cri.run_pod(pod, &bench.handler) {
-        Ok(id) => {
-            bench.cri.remove_pod(&id)?;
-            bail!("The pod {} runs, and should be refused", pod.name)
-        }
-        Err(error) => {
-            let text = format!("{error:#}");
-            ensure!(
-                words.iter().all(|word| text.contains(word)),
-                "The error does not name {words:?}: {text}"
-            );
-            Ok(())
-        }
-    }
 }
 
 fn a_pod_goes_on_as_a_new_pod(bench: &Bench) -> Result<()> {

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::cri::Pod;
 
 use crate::harness::Bench;
-use crate::support::{idle, processes, vmm, wait_for, with_pod};
+use crate::support::{idle, processes, refused, vmm, wait_for, with_pod};
 
 crate::harness::tests![;
     microvm only: the_vmm_dies,
@@ -102,21 +102,7 @@ fn refused_while(
 ) -> Result<()> {
     let kept = file.with_extension("kept-by-test");
     fs::rename(file, &kept).with_context(|| format!("Could not move {} away", file.display()))?;
-    let result =
-        change().and_then(|()| match bench.cri.run_pod(&Pod::new("refused", "f6"), &bench.handler) {
-            Ok(id) => {
-                bench.cri.remove_pod(&id)?;
-                bail!("The pod runs")
-            }
-            Err(error) => {
-                let text = format!("{error:#}");
-                ensure!(
-                    words.iter().all(|word| text.contains(word)),
-                    "The error does not name {words:?}: {text}"
-                );
-                Ok(())
-            }
-        });
+    let result = change().and_then(|()| refused(bench, &Pod::new("refused", "f6"), words));
     fs::rename(&kept, file)?;
     result
 }

@@ -3,9 +3,12 @@
 //! All tests share one test host, run one after another, and must each leave it as they found it.
 
 mod checkpoint;
+mod costs;
 mod cri;
 mod ctr;
+mod deaths;
 mod faults;
+mod floods;
 mod harness;
 mod images;
 mod share;
@@ -52,8 +55,19 @@ struct Arguments {
 
 /// Every test, in the order in which they run.
 fn all() -> Vec<Test> {
-    [ctr::TESTS, cri::TESTS, images::TESTS, share::TESTS, checkpoint::TESTS, templates::TESTS, faults::TESTS]
-        .concat()
+    [
+        ctr::TESTS,
+        cri::TESTS,
+        images::TESTS,
+        share::TESTS,
+        floods::TESTS,
+        costs::TESTS,
+        checkpoint::TESTS,
+        templates::TESTS,
+        faults::TESTS,
+        deaths::TESTS,
+    ]
+    .concat()
 }
 
 /// One test of each flow that differs between VMMs: what `cargo xtask nested` runs, where every guest's boot takes ten
@@ -74,14 +88,7 @@ const CORE: &[&str] = &[
 ];
 
 fn main() -> ExitCode {
-    host::dispatch();
-    match run(Arguments::parse()) {
-        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    host::main(|| run(Arguments::parse()))
 }
 
 fn run(arguments: Arguments) -> Result<i32> {

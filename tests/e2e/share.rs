@@ -172,8 +172,8 @@ fn a_container_adds_no_file_and_no_block_device(bench: &Bench) -> Result<()> {
 
 /// Bytes of the large image.
 const LARGE: u64 = 3 << 30;
-/// What its start may write on the host, in all: the RAM of a template that is made or cloned meanwhile is a part of it.
-const WRITTEN: u64 = 512 << 20;
+/// What its start may write on the host, in all: the copy of a template's RAM is a part of it.
+const WRITTEN: u64 = 128 << 20;
 /// How much longer its start may take than that of a small image.
 const LONGER: Duration = Duration::from_secs(3);
 

@@ -32,8 +32,18 @@ pub(crate) fn with_idle<T>(
     id: &str,
     test: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
+    with_plain(bench, &[flags, &[image, id], IDLE].concat(), id, test)
+}
+
+/// As [`with_idle`], with all that comes after `ctr run --detach`.
+pub(crate) fn with_plain<T>(
+    bench: &Bench,
+    arguments: &[&str],
+    id: &str,
+    test: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     let mut ctr = Command::new("ctr");
-    ctr.args(["run", "--detach", "--runtime", bench.runtime()]).args(flags).args([image, id]).args(IDLE);
+    ctr.args(["run", "--detach", "--runtime", bench.runtime()]).args(arguments);
     let result = programs::run(&mut ctr).and_then(|()| test());
     let removed = remove_plain(id);
     let value = result?;
@@ -43,6 +53,11 @@ pub(crate) fn with_idle<T>(
 /// Removes a plain container and its task, whether it runs or not.
 pub(crate) fn remove_plain(id: &str) -> Result<()> {
     programs::run(Command::new("ctr").args(["tasks", "delete", "--force", id]))?;
+    remove_container(id)
+}
+
+/// Removes a plain container that has no task any more.
+pub(crate) fn remove_container(id: &str) -> Result<()> {
     programs::run(Command::new("ctr").args(["containers", "delete", id]))
 }
 
@@ -66,6 +81,21 @@ pub(crate) fn with_pod(bench: &Bench, pod: &Pod, test: impl FnOnce(&Pod, &str) -
 /// Waits until an idle container is ready to be told to end.
 pub(crate) fn wait_until_ready(bench: &Bench, id: &str) -> Result<()> {
     wait_for("the container's trap", || Ok(bench.cri.exec(id, &["test", "-e", "/ready"])?.code == 0))
+}
+
+/// Expects that a pod can't be run, for a reason that holds these words.
+pub(crate) fn refused(bench: &Bench, pod: &Pod, words: &[&str]) -> Result<()> {
+    let text = match bench.cri.run_pod(pod, &bench.handler) {
+        Ok(id) => {
+            bench.cri.remove_pod(&id)?;
+            bail!("The pod {} runs, and should be refused", pod.name)
+        }
+        Err(error) => format!("{error:#}"),
+    };
+    if !words.iter().all(|word| text.contains(word)) {
+        bail!("The error does not name {words:?}: {text}");
+    }
+    Ok(())
 }
 
 /// Asks until it is so, for twenty seconds at most.

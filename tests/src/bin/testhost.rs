@@ -41,14 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    host::dispatch();
-    match run() {
-        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    host::main(run)
 }
 
 fn run() -> Result<i32> {

@@ -104,10 +104,10 @@ impl Containerd {
         }
     }
 
-    /// Ends containerd and starts it again; containers keep running.
-    pub fn bounce(self) -> Result<Containerd> {
+    /// Ends containerd by a signal and starts it again; containers keep running.
+    pub fn bounce(self, signal: Signal) -> Result<Containerd> {
         let log = self.log.clone();
-        self.stop()?;
+        self.end(signal)?;
         Self::restart(log)
     }
 
@@ -122,15 +122,19 @@ impl Containerd {
     }
 
     /// Ends containerd; an error if it has to be killed.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(self) -> Result<()> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(mut self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.process.id())?);
-        kill(pid, Signal::SIGTERM).context("Could not signal containerd")?;
+        kill(pid, signal).context("Could not signal containerd")?;
         let deadline = Instant::now() + STOP_DEADLINE;
         while self.process.try_wait()?.is_none() {
             if Instant::now() >= deadline {
                 self.process.kill()?;
                 self.process.wait()?;
-                bail!("containerd did not end within {STOP_DEADLINE:?} of SIGTERM");
+                bail!("containerd did not end within {STOP_DEADLINE:?} of {signal}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -1,5 +1,5 @@
 //! PID 1 of a test host: enters its namespaces, builds its mounts, runs the payload and reaps what is orphaned. Called
-//! by `host::dispatch` in the program that `instance.rs` starts.
+//! by `host::main` in the program that `instance.rs` starts.
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -21,10 +21,11 @@ mod tree;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-/// First argument that makes a program which calls [`dispatch`] the init process of a test host.
+/// First argument that makes a program of [`main`] the init process of a test host.
 const INIT_ARGUMENT: &str = "testhost-init";
 
 /// The same for the init process of a test host that is a virtual machine.
@@ -55,15 +56,26 @@ pub struct Payload {
     pub nested: bool,
 }
 
-/// Becomes the init process of a test host when the arguments say so, and then does not return. To be called first in
-/// `main`, before any thread is started.
-pub fn dispatch() {
+/// `main` of a program that has itself run in a test host: becomes the test host's init process when the arguments say
+/// so, else calls `run`, and exits with its code. No thread may be running yet.
+pub fn main(run: impl FnOnce() -> Result<i32>) -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().as_deref().and_then(|first| first.to_str()) {
-        Some(INIT_ARGUMENT) => std::process::exit(init::main(arguments.next())),
+        Some(INIT_ARGUMENT) => return code(init::main(arguments.next())),
         Some(NESTED_ARGUMENT) => nested::init::main(),
         _ => {}
     }
+    match run() {
+        Ok(end) => code(end),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn code(code: i32) -> ExitCode {
+    u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// Starts a test host, runs the payload in it, takes the test host down and returns the payload's exit code.

@@ -1,4 +1,4 @@
-//! PID 1 of a test host that is a virtual machine. Called by `host::dispatch` in the program that the kernel starts.
+//! PID 1 of a test host that is a virtual machine. Called by `host::main` in the program that the kernel starts.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
