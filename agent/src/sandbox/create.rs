@@ -7,13 +7,15 @@ use agent_proto::agent::{CreateContainerRequest, Storage};
 use agent_proto::oci;
 
 use super::{Entry, Parts, Sandbox, bundle};
-use crate::container::{Container, CreateSpec, Namespaces};
+use crate::container::{Container, CreateSpec, Namespaces, State};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::storage::path;
 use crate::storage::{blocking, bounded_upper, share};
 
 /// Says which half of a container a request is about; a request without it makes a workload.
 const ROLE: &str = "io.containerd.microvm.v1.role";
+/// The container whose processes the new one sees; without it, those that `sandbox_pidns` says.
+const PIDS_OF: &str = "io.containerd.microvm.v1.pids-of";
 /// Kubelet's name of the file for a container's last words, in the container.
 const MESSAGE: &str = "io.kubernetes.container.terminationMessagePath";
 /// Longest id: it names files and a cgroup.
@@ -109,12 +111,22 @@ impl Sandbox {
             let text = "The sandbox was made without a pid namespace to share";
             return Err(Error::new(Kind::FailedPrecondition, text));
         }
-        let namespaces = Namespaces {
-            ipc: Some(shared.ipc()),
-            uts: Some(shared.uts()),
-            pid: shared.pid().filter(|_| share_pids),
+        let pid = match spec.Annotations.get(PIDS_OF) {
+            Some(target) => Some(self.pids_of(target)?),
+            None => shared.pid().filter(|_| share_pids),
         };
+        let namespaces = Namespaces { ipc: Some(shared.ipc()), uts: Some(shared.uts()), pid };
         Container::create(&self.runtime, CreateSpec { id: id.to_owned(), spec, root, namespaces }).await
+    }
+
+    /// The pid namespace of another container, which lives.
+    fn pids_of(&self, target: &str) -> Result<PathBuf> {
+        let container = self.container(target)?;
+        if let State::Stopped(_) = container.state("")? {
+            let text = format!("Container {target}, whose processes are to be seen, has ended");
+            return Err(Error::new(Kind::FailedPrecondition, text));
+        }
+        Ok(PathBuf::from(format!("/proc/{}/ns/pid", container.pid())))
     }
 
     /// Storages marked as shared stay until the sandbox goes: an emptyDir outlives each of its containers.

@@ -64,7 +64,7 @@ pub(crate) async fn in_guest(pod: &Pod, container: &Container) -> Result<()> {
     }
     let agent = &pod.machine()?.agent;
     agent.create_container(&spec::carrier(&guest.name, guest.generation)).await?;
-    let created = agent.create_container(&guest.workload.request(false)).await;
+    let created = agent.create_container(&guest.workload.request(&guest.pids)).await;
     if let Err(error) = created {
         return Err(error.with_cleanup(
             agent.remove_container(guest.name.carrier_id()).await.err().into_iter().collect(),

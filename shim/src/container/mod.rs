@@ -27,7 +27,7 @@ pub(crate) use process::{KILLED, Process};
 use crate::cgroup::ContainerCgroup;
 use crate::error::{Error, Kind, Result};
 use crate::guest::GuestName;
-use crate::guest::spec::Workload;
+use crate::guest::spec::{GuestPids, Workload};
 use crate::sandbox::facts::Role;
 use crate::task::{ProcessRef, Stats};
 use hooks::About;
@@ -44,6 +44,8 @@ pub(crate) struct InGuest {
     pub(crate) volumes: u32,
     /// What the agent is asked to run.
     pub(crate) workload: Workload,
+    /// Whose processes it sees; of no consequence for one that came with a snapshot.
+    pub(crate) pids: GuestPids,
     /// How it comes into the guest.
     pub(crate) origin: Origin,
 }

@@ -7,6 +7,7 @@ mod checkpoint;
 mod clone;
 pub(crate) mod facts;
 mod oom_score;
+mod pids;
 pub(crate) mod pod;
 mod record;
 mod restore;

@@ -8,10 +8,11 @@ use oci_spec::runtime::LinuxResources;
 
 use super::facts::{self, Role};
 use super::pod::Pod;
-use super::{Sandbox, boot, checkpoint, stop, watch};
+use super::{Sandbox, boot, checkpoint, pids, stop, watch};
 use crate::container::{self, Ask, Container, InGuest, Origin};
 use crate::error::{Error, Kind, Result};
 use crate::events::Event;
+use crate::guest::spec::GuestPids;
 use crate::guest::{GuestName, spec};
 use crate::phases::Phases;
 use crate::task::{Connected, Create, Deleted, Exec, Exit, Pid, ProcessRef, State, Stats, Tasks};
@@ -30,8 +31,9 @@ impl Tasks for Served {
         }
         let spec = facts::read_spec(&request.bundle)?;
         let role = facts::role(&spec)?;
+        let pids = pids::seen_by(&spec, &self.0)?;
         let (pod, fresh) = self.pod_for(&request, &spec, &role).await?;
-        match create(&pod, &request, spec, role).await {
+        match create(&pod, &request, spec, role, pids).await {
             Ok(container) => {
                 let pid = container.init.pid();
                 let mut state = self.0.state();
@@ -242,14 +244,23 @@ fn ends_pause(signal: u32) -> bool {
 }
 
 /// Makes a container of `pod`: its host half, and its guest half if the guest runs already.
-async fn create(pod: &Arc<Pod>, request: &Create, spec: facts::Spec, role: Role) -> Result<Container> {
-    let guest = match &role {
+async fn create(
+    pod: &Arc<Pod>,
+    request: &Create,
+    spec: facts::Spec,
+    role: Role,
+    pids: GuestPids,
+) -> Result<Container> {
+    let mut guest = match &role {
         Role::Pod => None,
         Role::Member { name } => {
-            Some(in_guest(pod, &spec, GuestName::from_cri(name)?, request, Some(name)).await?)
+            Some(in_guest(pod, &spec, GuestName::from_cri(name), request, Some(name)).await?)
         }
         Role::Single => Some(in_guest(pod, &spec, GuestName::from_id(&request.id), request, None).await?),
     };
+    if let Some(guest) = &mut guest {
+        guest.pids = pids;
+    }
     let mut phases = Phases::begin("container");
     let container = Container::new(request, spec, role, guest);
     container::create::on_host(pod, &container, &request.rootfs).await?;
@@ -279,5 +290,12 @@ async fn in_guest(
     }
     let generation = pod.next_generation(&name);
     let workload = spec::workload(spec, &name, generation, &pod.layout(&request.bundle))?;
-    Ok(InGuest { name, generation, volumes: generation, workload, origin: Origin::New })
+    Ok(InGuest {
+        name,
+        generation,
+        volumes: generation,
+        workload,
+        pids: GuestPids::default(),
+        origin: Origin::New,
+    })
 }

@@ -60,7 +60,7 @@ impl Place {
 }
 
 pub(crate) fn web() -> GuestName {
-    GuestName::from_cri("web").unwrap()
+    GuestName::from_cri("web")
 }
 
 pub(crate) fn overlay(options: &[String]) -> Mount {

@@ -20,7 +20,7 @@ use agent_proto::oci;
 use oci_spec::runtime::Spec;
 
 pub use kubelet::{Backing, Tmpfs, VolumeKind};
-pub use namespaces::{PidNamespace, pid_namespace, refuse_host_namespaces};
+pub use namespaces::{GuestPids, PidNamespace, pid_namespace, refuse_host_namespaces};
 pub use process::process;
 pub use resources::resources;
 
@@ -29,6 +29,8 @@ use crate::error::Result;
 
 /// Tells the agent which half of a container a request is about.
 const ROLE: &str = "io.containerd.microvm.v1.role";
+/// Tells the agent whose processes a workload sees: those of the workload with this id.
+const PIDS_OF: &str = "io.containerd.microvm.v1.pids-of";
 /// Size of `/dev/shm` in bytes, as containerd makes it.
 const SHM_SIZE: u64 = 64 << 20;
 
@@ -79,7 +81,7 @@ pub struct Workload {
     pub storages: Vec<Storage>,
     /// What the share must hold before the guest gets the spec.
     pub volumes: Vec<Volume>,
-    /// Whose processes it sees.
+    /// Whose processes it sees, in the host's words.
     pub pid_namespace: PidNamespace,
     /// Device nodes of the host that a privileged container asked for and does not get.
     pub dropped_devices: Vec<String>,
@@ -95,14 +97,18 @@ impl Workload {
         self.spec.Mounts.iter().filter(below).cloned().collect()
     }
 
-    /// The request that creates it. `share_pids`: it joins the sandbox's pid namespace.
+    /// The request that creates it, with the processes that it sees.
     #[must_use]
-    pub fn request(&self, share_pids: bool) -> CreateContainerRequest {
+    pub fn request(&self, pids: &GuestPids) -> CreateContainerRequest {
+        let mut spec = self.spec.clone();
+        if let GuestPids::Of(workload) = pids {
+            spec.Annotations.insert(PIDS_OF.into(), workload.clone());
+        }
         CreateContainerRequest {
             container_id: self.id.clone(),
             storages: self.storages.clone(),
-            OCI: Some(self.spec.clone()).into(),
-            sandbox_pidns: share_pids,
+            OCI: Some(spec).into(),
+            sandbox_pidns: *pids == GuestPids::Pod,
             ..Default::default()
         }
     }

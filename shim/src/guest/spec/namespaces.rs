@@ -20,6 +20,27 @@ pub enum PidNamespace {
     Of(PathBuf),
 }
 
+/// Whose processes a container sees, in the guest's words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum GuestPids {
+    /// Its own.
+    #[default]
+    Own,
+    /// Those of all containers of the pod that share theirs.
+    Pod,
+    /// Those of the workload with this id.
+    Of(String),
+}
+
+impl PidNamespace {
+    /// The pid of the host in the path, if it has the form that containerd writes: `/proc/<pid>/ns/pid`.
+    #[must_use]
+    pub fn task(path: &Path) -> Option<u32> {
+        let pid = path.to_str()?.strip_prefix("/proc/")?.strip_suffix("/ns/pid")?;
+        pid.parse().ok()
+    }
+}
+
 /// Refuses the spec of a *sandbox* (or of a container that is its own sandbox) that wants to share a namespace
 /// with the host: a missing network, pid or ipc namespace, or the host's own network namespace by path.
 ///

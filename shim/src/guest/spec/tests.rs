@@ -29,7 +29,7 @@ fn ctr() -> Value {
 
 fn translate(spec: &Value) -> Result<Workload> {
     let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
-    workload(&spec, &GuestName::from_cri("web").unwrap(), 3, &layout())
+    workload(&spec, &GuestName::from_cri("web"), 3, &layout())
 }
 
 fn refusal(spec: &Value) -> String {
@@ -38,7 +38,7 @@ fn refusal(spec: &Value) -> String {
 
 /// Everything about a workload, for a person to read.
 fn whole(workload: &Workload) -> String {
-    let mut text = print_to_string_pretty(&workload.request(false));
+    let mut text = print_to_string_pretty(&workload.request(&GuestPids::Own));
     for volume in &workload.volumes {
         text.push_str(&format!("{volume:?}\n"));
     }
@@ -92,7 +92,16 @@ fn pid_namespace_of_another_task_is_interpreted() {
     spec["linux"]["namespaces"][0]["path"] = json!("/proc/4711/ns/pid");
     let found = translate(&spec).unwrap();
     assert_eq!(found.pid_namespace, PidNamespace::Of("/proc/4711/ns/pid".into()));
-    assert!(found.request(true).sandbox_pidns);
+    assert_eq!(PidNamespace::task(Path::new("/proc/4711/ns/pid")), Some(4711));
+    assert_eq!(PidNamespace::task(Path::new("/proc/self/ns/pid")), None);
+    assert_eq!(PidNamespace::task(Path::new("/run/ns/pid")), None);
+    let pids_of = |pids: &GuestPids| {
+        let request = found.request(pids);
+        (request.sandbox_pidns, request.OCI.Annotations.get(PIDS_OF).cloned())
+    };
+    assert_eq!(pids_of(&GuestPids::Own), (false, None));
+    assert_eq!(pids_of(&GuestPids::Pod), (true, None));
+    assert_eq!(pids_of(&GuestPids::Of("web_ovl".into())), (false, Some("web_ovl".into())));
 }
 
 #[test]
@@ -201,12 +210,12 @@ proptest! {
         spec["linux"]["namespaces"] =
             types.iter().map(|typ| json!({ "type": typ, "path": "/hostpath/ns" })).collect::<Vec<_>>().into();
         let Ok(found) = translate(&spec) else { return Ok(()) };
-        let text = print_to_string_pretty(&found.request(false));
+        let text = print_to_string_pretty(&found.request(&GuestPids::Own));
         prop_assert!(!text.contains("hostpath"), "{text}");
         prop_assert!(found.volumes.len() <= binds);
         for volume in &found.volumes {
             prop_assert!(volume.source.is_absolute());
-            let guest = paths::volume(&GuestName::from_cri("web").unwrap(), 3, volume.index);
+            let guest = paths::volume(&GuestName::from_cri("web"), 3, volume.index);
             prop_assert_eq!(found.spec.Mounts.iter().filter(|mount| mount.source == guest).count(), 1);
         }
         for storage in &found.storages {

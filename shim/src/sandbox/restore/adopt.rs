@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Restored;
 use crate::container::{InGuest, Origin};
 use crate::error::{Error, Kind, Result};
-use crate::guest::spec::Volume;
+use crate::guest::spec::{GuestPids, Volume};
 use crate::guest::{GuestName, spec};
 use crate::images;
 use crate::sandbox::facts::Spec;
@@ -46,7 +46,14 @@ impl Restored {
             ContainerState::Created => Origin::Created,
             _ => Origin::Frozen,
         };
-        Ok(Some(InGuest { name, generation: record.generation, volumes, workload, origin }))
+        Ok(Some(InGuest {
+            name,
+            generation: record.generation,
+            volumes,
+            workload,
+            pids: GuestPids::default(),
+            origin,
+        }))
     }
 }
 
