@@ -3,6 +3,7 @@
 //! a thread of its own inside the namespace, so that no other thread of the shim ever leaves its namespace.
 
 mod discover;
+mod forward;
 mod namespace;
 mod redirect;
 mod tap;
@@ -12,6 +13,7 @@ use std::path::Path;
 use agent_proto::types::{ARPNeighbor, Interface, Route};
 
 pub use discover::discover;
+pub use forward::Forward;
 pub use namespace::{create_netns, remove_netns};
 pub use redirect::{redirect, remove_redirect};
 pub use tap::{remove_tap, taps};

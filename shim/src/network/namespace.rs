@@ -22,12 +22,22 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// `NSFS_MAGIC` of the kernel's `magic.h`: the filesystem that namespace files live on.
 const NSFS: FsType = FsType(0x6e73_6673);
 
-/// Runs `work` with a netlink connection inside `netns`. `NotFound` when there is no such namespace.
-pub(super) fn within<T: Send>(netns: &Path, work: impl AsyncFnOnce(Handle) -> Result<T> + Send) -> Result<T> {
+/// Runs `work` on a thread of its own inside `netns`. `NotFound` when there is no such namespace.
+pub(super) fn inside<T: Send>(netns: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let namespace = open(netns)?;
-    let inside = || -> Result<T> {
+    let entered = || {
         setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
             .context(|| format!("Could not enter network namespace {}", netns.display()))?;
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(entered).join()).unwrap_or_else(|_| {
+        Err(Error::new(Kind::Internal, format!("The thread inside {} panicked", netns.display())))
+    })
+}
+
+/// Runs `work` with a netlink connection inside `netns`. `NotFound` when there is no such namespace.
+pub(super) fn within<T: Send>(netns: &Path, work: impl AsyncFnOnce(Handle) -> Result<T> + Send) -> Result<T> {
+    inside(netns, || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -41,9 +51,6 @@ pub(super) fn within<T: Send>(netns: &Path, work: impl AsyncFnOnce(Handle) -> Re
                 Err(Error::new(Kind::DeadlineExceeded, text))
             })
         })
-    };
-    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|_| {
-        Err(Error::new(Kind::Internal, format!("The thread inside {} panicked", netns.display())))
     })
 }
 

@@ -11,7 +11,7 @@ use super::restore;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::guest::{Agent, spec};
-use crate::network::{self, GuestNetwork};
+use crate::network::{self, Forward, GuestNetwork};
 use crate::phases::Phases;
 use crate::vm::memory::Ram;
 use crate::vm::{self, NetDevice, Placement, Vm};
@@ -93,7 +93,8 @@ pub(super) async fn come_up(
     match connected {
         Ok(agent) => {
             pod.oom_score.apply(vm.pid());
-            Ok(Machine { vm, agent, nics: nics.iter().map(|nic| nic.mac.clone()).collect() })
+            let (forward, nics) = (forward(pod, &agent).await, nics.iter().map(|nic| nic.mac.clone()));
+            Ok(Machine { vm, agent, nics: nics.collect(), forward })
         }
         Err(error) => {
             let error = with_last_words(error, vm.as_ref());
@@ -106,6 +107,13 @@ async fn connect_network(pod: &Pod, nics: &[NetDevice], network: &GuestNetwork) 
     let (netns, ledger) = (pod.netns.clone(), pod.ledger.clone());
     let (network, nics) = (network.clone(), nics.to_vec());
     blocking(move || network::connect(&netns, &network, &nics, &ledger)).await
+}
+
+/// Opens the way from the namespace's loopback to the guest's. A host that can't has its pods without port-forward.
+async fn forward(pod: &Pod, agent: &Agent) -> Option<Forward> {
+    let (netns, agent) = (pod.netns.clone(), agent.clone());
+    let started = blocking(move || Forward::start(&netns, &agent)).await;
+    started.inspect_err(|error| log::warn!("The pod has no port-forward: {}", error.chain())).ok()
 }
 
 /// Kernel parameters that the config adds to the VMM's own.
@@ -161,6 +169,8 @@ async fn from_kernel(
         hostname: pod.hostname.clone(),
         storages: spec::sandbox_storages(),
         sandbox_id: pod.home.id.clone(),
+        // Whether a container will share its processes, nobody says before it comes.
+        sandbox_pidns: true,
         ..CreateSandboxRequest::default()
     };
     agent.create_sandbox(&request).await?;

@@ -17,7 +17,7 @@ use crate::events::Sender;
 use crate::guest::spec::Layout;
 use crate::guest::{Agent, GuestName};
 use crate::ledger::{Ledger, Owner, Shim};
-use crate::network;
+use crate::network::{self, Forward};
 use crate::phases::Phases;
 use crate::share::Share;
 use crate::stub::{Net, Place};
@@ -73,9 +73,22 @@ pub(crate) struct Machine {
     pub(crate) agent: Agent,
     /// MAC addresses of its network devices, as they were made.
     pub(crate) nics: Vec<String>,
+    /// Port-forward to its loopback; none where the host's kernel can't.
+    pub(crate) forward: Option<Forward>,
 }
 
 impl Machine {
+    /// Ends the VM and all that goes into it.
+    ///
+    /// # Errors
+    /// When the VMM can't be ended.
+    pub(crate) async fn stop(&self) -> Result<()> {
+        if let Some(forward) = &self.forward {
+            forward.stop().await;
+        }
+        self.vm.stop().await
+    }
+
     /// Whether the VMM has ended.
     pub(crate) fn is_dead(&self) -> bool {
         self.vm.death().borrow().is_some()

@@ -48,7 +48,7 @@ pub(super) async fn collapse(sandbox: &Sandbox, pod: &Arc<Pod>, reason: &str) {
         log::error!("The pod ends: {reason}");
     }
     if let Ok(machine) = pod.machine()
-        && let Err(error) = machine.vm.stop().await
+        && let Err(error) = machine.stop().await
     {
         log::error!("{}", error.chain());
     }
