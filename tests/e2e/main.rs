@@ -5,6 +5,7 @@
 mod checkpoint;
 mod costs;
 mod cri;
+mod crictl;
 mod ctr;
 mod deaths;
 mod faults;
@@ -58,6 +59,7 @@ fn all() -> Vec<Test> {
     [
         ctr::TESTS,
         cri::TESTS,
+        crictl::TESTS,
         images::TESTS,
         share::TESTS,
         floods::TESTS,

@@ -89,7 +89,7 @@ impl Image {
 
     /// An image without any file.
     pub fn empty(name: &str) -> Image {
-        let config = json!({ "Env": ["PATH=/bin"], "WorkingDir": "/" });
+        let config = json!({ "Env": ["PATH=/bin:/usr/bin"], "WorkingDir": "/" });
         Image { name: name.to_owned(), layers: vec![Vec::new()], config }
     }
 
@@ -97,6 +97,22 @@ impl Image {
     pub fn command(mut self, words: &[&str]) -> Image {
         self.config["Cmd"] = json!(words);
         self
+    }
+
+    /// The user, or `user:group`, who runs it unless the caller says otherwise.
+    pub fn user(mut self, user: &str) -> Image {
+        self.config["User"] = json!(user);
+        self
+    }
+
+    /// The same image under another name.
+    pub fn named(&self, name: &str) -> Image {
+        Image { name: name.to_owned(), layers: self.layers.clone(), config: self.config.clone() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Adds a folder.
@@ -127,8 +143,8 @@ impl Image {
         self
     }
 
-    /// The blobs of the image, and the manifest's descriptor for an index.
-    fn blobs(&self) -> Result<(Vec<Vec<u8>>, Value)> {
+    /// The blobs of the image, its manifest last, and the manifest's descriptor for an index.
+    pub(crate) fn blobs(&self) -> Result<(Vec<Vec<u8>>, Value)> {
         let mut blobs = Vec::new();
         for layer in self.layers.iter().filter(|layer| !layer.is_empty()) {
             blobs.push(pack(layer)?);
@@ -241,7 +257,8 @@ fn append(tar: &mut Builder<impl Write>, path: &str, mode: u32, content: &[u8]) 
         .with_context(|| format!("Could not write {path} into the archive"))
 }
 
-fn digest(content: &[u8]) -> String {
+/// A blob's digest, as manifests name it.
+pub(crate) fn digest(content: &[u8]) -> String {
     let hash: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hash}")
 }

@@ -1,4 +1,5 @@
-//! Test host, CRI client, leak checks and the demo: what `cargo xtask demo` and the end-to-end tests share.
+//! Test host, CRI client, leak checks and the demo: what `cargo xtask demo`, the end-to-end tests and the conformance
+//! suites share.
 
 pub mod cgroups;
 pub mod counts;
@@ -8,3 +9,4 @@ pub mod host;
 pub mod images;
 pub mod leaks;
 pub mod programs;
+pub mod registry;

@@ -3,6 +3,8 @@
 mod bench;
 mod build;
 mod check;
+mod clients;
+mod conformance;
 mod demo;
 mod install;
 mod licences;
@@ -45,6 +47,8 @@ enum Command {
     Build,
     /// Checks formatting, lints, documentation, licences and tidiness
     Check,
+    /// Writes docs/conformance.md from the last runs of other people's suites
+    Conformance,
     /// Checks the habits that no other tool knows
     Tidy,
 }
@@ -70,6 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(bench) => bench::run(&workspace, &bench),
         Command::Build => build::run(&workspace).map(|_| ExitCode::SUCCESS),
         Command::Check => check::run(&workspace).map(|()| ExitCode::SUCCESS),
+        Command::Conformance => conformance::run(&workspace).map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -28,10 +28,13 @@ pub(crate) fn run(workspace: &Workspace, shell: &Shell) -> Result<ExitCode> {
 pub(crate) fn testhost(workspace: &Workspace, with_shim: bool, arguments: &[&str]) -> Result<ExitCode> {
     packages::need(packages::BUILD)?;
     packages::need(packages::TESTHOST)?;
-    let mut options = vec!["--target".into(), workspace.target.clone().into_os_string()];
-    if with_shim {
-        options.extend(["--installed".into(), installed(workspace)?.into_os_string()]);
-    }
+    let root = if with_shim { installed(workspace)? } else { empty(workspace)? };
+    let options = [
+        "--target".into(),
+        workspace.target.clone().into_os_string(),
+        "--installed".into(),
+        root.into_os_string(),
+    ];
     step(
         "Build the test host's program",
         &mut workspace.cargo(&["build", "--quiet", "--locked", "-p", "tests"]),
@@ -46,10 +49,17 @@ pub(crate) fn testhost(workspace: &Workspace, with_shim: bool, arguments: &[&str
 
 /// A folder laid out as `cargo xtask install --root` does, fresh.
 pub(crate) fn installed(workspace: &Workspace) -> Result<PathBuf> {
+    let root = empty(workspace)?;
+    install::into(workspace, &root)?;
+    Ok(root)
+}
+
+/// A folder to lay over the test host's tree, with nothing in it.
+pub(crate) fn empty(workspace: &Workspace) -> Result<PathBuf> {
     let root = workspace.target.join("testhost/installed");
     if root.exists() {
         std::fs::remove_dir_all(&root).with_context(|| format!("Could not remove {}", root.display()))?;
     }
-    install::into(workspace, &root)?;
+    std::fs::create_dir_all(&root).with_context(|| format!("Could not make {}", root.display()))?;
     Ok(root)
 }

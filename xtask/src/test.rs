@@ -1,14 +1,14 @@
-//! `cargo xtask test`: checks, unit and shim-level tests, and the end-to-end tests in a test host.
+//! `cargo xtask test`: checks, unit and shim-level tests, and, in a test host, the end-to-end tests and critest.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use crate::workspace::{Workspace, step};
-use crate::{check, packages, shell};
+use crate::{check, clients, packages, shell};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Test {
@@ -18,7 +18,10 @@ pub(crate) struct Test {
     /// Runtime handler of the end-to-end tests: microvm, or runc to see whether the tests themselves are right
     #[arg(long, default_value = "microvm")]
     handler: String,
-    /// Run only end-to-end tests whose name contains this
+    /// Run other people's suites whole, which takes half an hour, instead of a core of them
+    #[arg(long)]
+    full: bool,
+    /// Run only end-to-end tests whose name contains this, or specs of critest whose name matches it
     filter: Option<String>,
 }
 
@@ -27,6 +30,7 @@ enum Part {
     Check,
     Unit,
     E2e,
+    Critest,
 }
 
 /// What test runners counted.
@@ -57,6 +61,10 @@ pub(crate) fn run(workspace: &Workspace, test: &Test) -> Result<ExitCode> {
     if wanted(Part::E2e) && !end_to_end(workspace, test, &mut count)? {
         broken.push("e2e");
     }
+    let in_all = test.only.is_none() && test.filter.is_none();
+    if (in_all || test.only == Some(Part::Critest)) && !critest(workspace, test, &mut count)? {
+        broken.push("critest");
+    }
     // A part that broke without a failing test, a compile error for example, is a failure all the same.
     let failed = count.failed.max(u32::try_from(broken.len()).unwrap_or(1));
     let summary = format!("{} passed, {failed} failed", count.passed);
@@ -71,25 +79,56 @@ pub(crate) fn run(workspace: &Workspace, test: &Test) -> Result<ExitCode> {
 fn end_to_end(workspace: &Workspace, test: &Test, count: &mut Count) -> Result<bool> {
     packages::need(packages::BUILD)?;
     packages::need(packages::TESTHOST)?;
-    let mut arguments = vec!["--target".into(), workspace.target.clone().into_os_string()];
-    if test.handler != "runc" {
-        arguments.extend(["--installed".into(), shell::installed(workspace)?.into_os_string()]);
-    }
-    arguments.extend(["--handler".into(), test.handler.clone().into()]);
-    arguments.extend(test.filter.iter().map(Into::into));
-    let mut runner = Command::new(build(workspace)?);
-    counted("End-to-end tests", runner.args(arguments), count)
+    let root = test.root(workspace)?;
+    clients::lay_into(workspace, &root)?;
+    let program = build(workspace)?;
+    counted("End-to-end tests", &mut test.runner(workspace, &program, &root), count)
 }
 
 /// Builds the end-to-end tests; their program.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let build = ["build", "--quiet", "--locked", "-p", "tests", "--bin", "e2e"];
-    step("Build the end-to-end tests", &mut workspace.cargo(&build))?;
     // Static, because it runs in containers whose images have no libraries.
     let build = ["rustc", "--quiet", "--locked", "-p", "tests", "--bin", "intruder"];
     let mut intruder = workspace.cargo(&build);
     step("Build what runs in their containers", intruder.args(["--", "-C", "target-feature=+crt-static"]))?;
-    Ok(workspace.target.join("debug/e2e"))
+    program(workspace, "e2e")
+}
+
+fn program(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    let build = ["build", "--quiet", "--locked", "-p", "tests", "--bin", name];
+    step(&format!("Build the runner {name}"), &mut workspace.cargo(&build))?;
+    Ok(workspace.target.join("debug").join(name))
+}
+
+/// The CRI's own suite, five minutes long.
+fn critest(workspace: &Workspace, test: &Test, count: &mut Count) -> Result<bool> {
+    packages::need(packages::TESTHOST)?;
+    let root = test.root(workspace)?;
+    if !clients::lay_into(workspace, &root)? {
+        return Ok(true);
+    }
+    let program = program(workspace, "conformance")?;
+    counted("critest", &mut test.runner(workspace, &program, &root), count)
+}
+
+impl Test {
+    /// What is laid over the test host's tree, fresh.
+    fn root(&self, workspace: &Workspace) -> Result<PathBuf> {
+        if self.handler == "runc" { shell::empty(workspace) } else { shell::installed(workspace) }
+    }
+
+    /// A program that starts a test host and runs in it.
+    fn runner(&self, workspace: &Workspace, program: &Path, root: &Path) -> Command {
+        let mut runner = Command::new(program);
+        runner
+            .arg("--target")
+            .arg(&workspace.target)
+            .arg("--installed")
+            .arg(root)
+            .args(["--handler", &self.handler])
+            .args(&self.filter);
+        runner
+    }
 }
 
 /// Runs a test runner, shows what it prints, and adds up its closing lines. Whether it succeeded.

@@ -41,6 +41,10 @@ level = "debug"
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "localhost/pause:1"
 
+# Pulls go to the test's own registry, if it has one.
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "/etc/containerd/certs.d"
+
 [plugins."io.containerd.cri.v1.runtime"]
 # This machine may be a sandbox itself, without the capability to lower the score.
 restrict_oom_score_adj = true
@@ -49,6 +53,9 @@ restrict_oom_score_adj = true
 bin_dirs = ["/usr/lib/cni"]
 conf_dir = "/etc/cni/net.d"
 "#;
+
+/// crictl's own limit is two seconds, too short for a VM under emulation.
+const CRICTL: &str = "runtime-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 30\n";
 
 /// A running containerd.
 #[derive(Debug)]
@@ -62,6 +69,7 @@ impl Containerd {
     pub fn start() -> Result<Containerd> {
         fs::create_dir_all("/etc/containerd/conf.d")?;
         fs::write("/etc/containerd/config.toml", CONFIG)?;
+        fs::write("/etc/crictl.yaml", CRICTL)?;
         fs::create_dir_all("/etc/cni/net.d")?;
         fs::write("/etc/cni/net.d/10-pods.conflist", cni_network())?;
         // `ctr run --cni` knows this folder only.
@@ -158,7 +166,7 @@ pub fn tail(file: &Path, lines: usize) -> String {
     }
 }
 
-/// One bridge, addresses of the test range, no masquerading: nothing outside exists.
+/// One bridge, addresses of the test range, no masquerading: nothing outside exists. Host ports by nftables.
 fn cni_network() -> String {
     serde_json::json!({
         "cniVersion": "1.0.0",
@@ -172,6 +180,10 @@ fn cni_network() -> String {
                 "ranges": [[{ "subnet": POD_SUBNET }]],
                 "routes": [{ "dst": "0.0.0.0/0" }],
             },
+        }, {
+            "type": "portmap",
+            "backend": "nftables",
+            "capabilities": { "portMappings": true },
         }],
     })
     .to_string()
