@@ -24,9 +24,6 @@ struct Arguments {
     /// Runtime handler: microvm or runc
     #[arg(long, default_value = "microvm")]
     handler: String,
-    /// Run only what fits into a run of CI
-    #[arg(long)]
-    core: bool,
     /// Set in the test host
     #[arg(long, hide = true)]
     inside: bool,
@@ -46,16 +43,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<i32> {
-    let suite = critest::Suite {
-        handler: arguments.handler.clone(),
-        core: arguments.core,
-        filter: arguments.filter.clone(),
-    };
+    let suite = critest::Suite { handler: arguments.handler.clone(), filter: arguments.filter.clone() };
     if arguments.inside {
         return critest::run(&suite);
     }
     let mut inside: Vec<OsString> = vec!["--inside".into(), "--handler".into(), arguments.handler.into()];
-    inside.extend(arguments.core.then(|| "--core".into()));
     inside.extend(arguments.filter.map(OsString::from));
     let target = std::path::absolute(&arguments.target)?;
     let payload = Payload {

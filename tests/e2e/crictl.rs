@@ -408,12 +408,12 @@ fn stats_and_limits_are_those_of_the_container(bench: &Bench) -> Result<()> {
         run(&["update", "--memory", &(96 << 20).to_string(), &id])?;
         let status = parsed(&["inspect", &id])?;
         let limit = &status["status"]["resources"]["linux"]["memoryLimitInBytes"];
-        ensure!(*limit == (96 << 20).to_string(), "{limit}");
+        ensure!(limit.as_str() == Some("100663296"), "{limit}");
         let seen = exec(
             &id,
             "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes",
         )?;
-        ensure!(seen == (96 << 20).to_string(), "The container sees a limit of {seen}");
+        ensure!(seen == "100663296", "The container sees a limit of {seen}");
         Ok(())
     })
 }

@@ -18,9 +18,6 @@ pub(crate) struct Test {
     /// Runtime handler of the end-to-end tests: microvm, or runc to see whether the tests themselves are right
     #[arg(long, default_value = "microvm")]
     handler: String,
-    /// Run other people's suites whole, which takes half an hour, instead of a core of them
-    #[arg(long)]
-    full: bool,
     /// Run only end-to-end tests whose name contains this, or specs of critest whose name matches it
     filter: Option<String>,
 }

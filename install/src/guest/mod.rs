@@ -21,9 +21,17 @@ pub use package::Policy;
 
 /// Modules that every guest loads at boot; what they need comes along. What the kernel has built in (virtio-pci,
 /// virtio-console, virtio-fs, fuse, af_packet) is not named. The agent needs tcp_diag to end connections that a
-/// restored guest still has with its old peers.
-const MODULES: &[&str] =
-    &["overlay", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng", "tcp_diag"];
+/// restored guest still has with its old peers. bridge is for containers that may manage networks: nobody in the guest
+/// loads a module later.
+const MODULES: &[&str] = &[
+    "overlay",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+    "virtio_rng",
+    "tcp_diag",
+    "bridge",
+];
 
 /// File name of the initramfs.
 const INITRAMFS: &str = "initramfs.cpio";

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use agent_proto::agent::CreateSandboxRequest;
-
 use super::clone::{self, Offer};
 use super::pod::{Machine, Pod, blocking};
 use super::restore;
@@ -165,15 +163,7 @@ async fn from_kernel(
     let agent = connect(pod, vm.as_ref()).await?;
     agent.check().await?;
     phases.done("kernel");
-    let request = CreateSandboxRequest {
-        hostname: pod.hostname.clone(),
-        storages: spec::sandbox_storages(),
-        sandbox_id: pod.home.id.clone(),
-        // Whether a container will share its processes, nobody says before it comes.
-        sandbox_pidns: true,
-        ..CreateSandboxRequest::default()
-    };
-    agent.create_sandbox(&request).await?;
+    agent.create_sandbox(&spec::sandbox(&pod.home.id, &pod.hostname)).await?;
     phases.done("sandbox");
     for interface in &network.interfaces {
         agent.update_interface(interface).await?;

@@ -117,6 +117,14 @@ pub(crate) fn pod_name(spec: &Spec) -> PodName {
     PodName { name: text(SANDBOX_NAME), namespace: text(SANDBOX_NAMESPACE), uid: text(SANDBOX_UID) }
 }
 
+/// The kernel parameters of the pod, which stand in the spec of CRI's sandbox; without CRI a container has its own.
+pub(crate) fn pod_sysctls(spec: &Spec) -> HashMap<String, String> {
+    match annotation(spec, CONTAINER_TYPE) {
+        Some(_) => spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
+        None => HashMap::new(),
+    }
+}
+
 /// The CRI sandbox that the container belongs to.
 pub(crate) fn sandbox_id(spec: &Spec) -> Option<&str> {
     annotation(spec, SANDBOX_ID)

@@ -41,6 +41,8 @@ pub(crate) struct Pod {
     pub(crate) hostname: String,
     /// Which pod it is, in Kubernetes' words.
     pub(crate) name: PodName,
+    /// Kernel parameters that all its containers have.
+    pub(crate) sysctls: HashMap<String, String>,
     /// Size of the VM.
     pub(crate) size: Size,
     /// The pod's network namespace.
@@ -159,6 +161,7 @@ impl Pod {
         Ok(Pod {
             hostname: spec.hostname().clone().unwrap_or_default(),
             name: facts::pod_name(spec),
+            sysctls: facts::pod_sysctls(spec),
             oom_score: OomScore::of(spec),
             source: request.config.clone(),
             ledger: ledger.clone(),

@@ -289,7 +289,8 @@ async fn in_guest(
         return Ok(adopted);
     }
     let generation = pod.next_generation(&name);
-    let workload = spec::workload(spec, &name, generation, &pod.layout(&request.bundle))?;
+    let mut workload = spec::workload(spec, &name, generation, &pod.layout(&request.bundle))?;
+    workload.inherit_sysctls(&pod.sysctls);
     Ok(InGuest {
         name,
         generation,

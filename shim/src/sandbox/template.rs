@@ -9,8 +9,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_proto::agent::CreateSandboxRequest;
-
 use super::assets::Assets;
 use super::boot;
 use super::pod::blocking;
@@ -145,13 +143,7 @@ async fn save(vm: &dyn Vm, config: &Config, devices: &Path, (ram, copy): (&Path,
         return Err(Error::new(Kind::Unimplemented, text));
     }
     // What is the same in every pod. The name is for nobody to see.
-    let request = CreateSandboxRequest {
-        hostname: "template".into(),
-        storages: spec::sandbox_storages(),
-        sandbox_id: "template".into(),
-        ..CreateSandboxRequest::default()
-    };
-    agent.create_sandbox(&request).await?;
+    agent.create_sandbox(&spec::sandbox("template", "template")).await?;
     vm.pause().await?;
     let files = vm.save(devices).await?;
     let paths: Vec<_> = files.iter().map(|name| devices.join(name)).collect();

@@ -13,9 +13,10 @@ mod seccomp;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use agent_proto::agent::{CreateContainerRequest, Storage};
+use agent_proto::agent::{CreateContainerRequest, CreateSandboxRequest, Storage};
 use agent_proto::oci;
 use oci_spec::runtime::Spec;
 
@@ -97,6 +98,14 @@ impl Workload {
         self.spec.Mounts.iter().filter(below).cloned().collect()
     }
 
+    /// Adds the kernel parameters of the pod, which CRI writes into the sandbox's spec alone; its own win.
+    pub fn inherit_sysctls(&mut self, pod: &HashMap<String, String>) {
+        let own = &mut self.spec.Linux.mut_or_insert_default().Sysctl;
+        for (name, value) in pod {
+            own.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+
     /// The request that creates it, with the processes that it sees.
     #[must_use]
     pub fn request(&self, pids: &GuestPids) -> CreateContainerRequest {
@@ -167,9 +176,21 @@ pub fn carrier(name: &GuestName, generation: u32) -> CreateContainerRequest {
     }
 }
 
-/// The mounts that all containers of a sandbox share: both trees of the share, and `/dev/shm`.
+/// The request that makes the guest a sandbox. Whether a container will share its processes, nobody says before it
+/// comes: there is always a namespace to share.
 #[must_use]
-pub fn sandbox_storages() -> Vec<Storage> {
+pub fn sandbox(id: &str, hostname: &str) -> CreateSandboxRequest {
+    CreateSandboxRequest {
+        hostname: hostname.into(),
+        storages: sandbox_storages(),
+        sandbox_id: id.into(),
+        sandbox_pidns: true,
+        ..Default::default()
+    }
+}
+
+/// The mounts that all containers of a sandbox share: both trees of the share, and `/dev/shm`.
+fn sandbox_storages() -> Vec<Storage> {
     let share = |tag: &str, mount_point: &str, options: &[&str]| Storage {
         driver: "virtio-fs".into(),
         source: tag.into(),
