@@ -43,7 +43,8 @@ pub(crate) fn config_seeds() -> Vec<Vec<u8>> {
 #[must_use]
 pub fn guest_name(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
-    let names = [Some(GuestName::from_id(text)), Some(GuestName::from_cri(text)), GuestName::parse(text).ok()];
+    let names =
+        [Some(GuestName::from_id(text)), Some(GuestName::from_cri(text)), GuestName::parse(text).ok()];
     for name in names.into_iter().flatten() {
         assert_ne!(name.carrier_id(), name.workload_id());
         assert!(

@@ -32,14 +32,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    host::dispatch();
-    match run(Arguments::parse()) {
-        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    host::main(|| run(Arguments::parse()))
 }
 
 fn run(arguments: Arguments) -> Result<i32> {

@@ -196,8 +196,9 @@ async fn a_port_without_a_server_is_an_error_and_the_end_of_forwarding_is_one() 
     let pod = Pod::new().await;
     let read = |mut client: Client| client.read(&mut [0; 1]);
     for (to, port) in [("127.0.0.1", 1), ("::1", FOUR)] {
-        let error = pod.client(to, port, read).await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{to} {port}: {error}");
+        // It may come as early as the answer to connect(2).
+        let error = pod.client(to, port, read).await.unwrap_err().to_string();
+        assert!(error.contains("reset"), "{to} {port}: {error}");
     }
     pod.forward.stop().await;
     let refused = pod.client("127.0.0.1", FOUR, echo).await.unwrap_err();
