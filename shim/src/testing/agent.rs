@@ -5,6 +5,7 @@
 //! | `exit N` | ends with status N as soon as it runs |
 //! | `cat` | copies its input to its output until the input is closed, then ends with 0 |
 //! | `say TEXT` | writes TEXT, then runs until it gets a signal |
+//! | `flood` | writes without end until it gets a signal |
 //! | `run` | runs until it gets a signal |
 //! | `deaf` | ends at SIGKILL only |
 //! | `hang` | takes no signal at all: the guest does not answer |
@@ -244,11 +245,7 @@ impl agent_ttrpc::AgentService for Guest {
         request: agent::ReadStreamRequest,
     ) -> Answer<agent::ReadStreamResponse> {
         let most = usize::try_from(request.len).unwrap_or(usize::MAX);
-        let look = |process: &mut Process| {
-            let some = process.output.len().min(most);
-            let ready = some > 0 || process.exit.is_some();
-            ready.then(|| process.output.drain(..some).collect())
-        };
+        let look = |process: &mut Process| process.take_output(most);
         let data = self.until(&request.container_id, &request.exec_id, look).await?;
         Ok(agent::ReadStreamResponse { data, ..Default::default() })
     }

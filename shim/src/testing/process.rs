@@ -55,6 +55,15 @@ impl Process {
         }
     }
 
+    /// At most so much of what it wrote; empty at the end. None while there is nothing.
+    pub(super) fn take_output(&mut self, most: usize) -> Option<Vec<u8>> {
+        if self.args.first().is_some_and(|arg| arg == "flood") && self.exit.is_none() {
+            return Some(vec![b'x'; most]);
+        }
+        let some = self.output.len().min(most);
+        (some > 0 || self.exit.is_some()).then(|| self.output.drain(..some).collect())
+    }
+
     pub(super) fn signal(&mut self, signal: u32) {
         let deaf = self.args.first().is_some_and(|arg| arg == "deaf");
         if self.exit.is_none() && (signal == SIGKILL || !deaf) {

@@ -6,8 +6,9 @@ use serde_json::json;
 use shim::error::Kind;
 use shim::task::{Status, Tasks};
 use shim::testing::Fault;
+use tokio::io::AsyncReadExt;
 
-use crate::host::{Host, process};
+use crate::host::{Host, SOON, process};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_does_not_boot_fails_start_with_the_reason() {
@@ -120,5 +121,36 @@ async fn a_member_without_its_pod_is_refused() {
     let host = Host::new("orphan");
     let error = host.tasks.create(host.create_with("m", &["run"], host.cri(Some("web")))).await.unwrap_err();
     assert_eq!(error.kind(), Kind::FailedPrecondition);
+    host.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_that_nobody_reads_hangs_neither_state_nor_kill() {
+    let host = Host::new("flood");
+    let fifo = host.dir.path().join("stdout");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut create = host.create("flood", &["flood"]);
+    create.streams.stdout = fifo.display().to_string();
+    host.tasks.create(create).await.unwrap();
+    host.tasks.start(process("flood", "")).await.unwrap();
+    let mut reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&fifo).unwrap();
+    // The first bytes are there, and nobody takes them: the fifo is full soon.
+    tokio::time::timeout(SOON, reader.readable()).await.unwrap().unwrap();
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(host.tasks.state(process("flood", "")).await.unwrap().status, Status::Running);
+    }
+    host.tasks.kill(process("flood", ""), 9, false).await.unwrap();
+    assert_eq!(host.ended("flood", "").await.status, 137);
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+    // A reader that comes late gets what was written before the end, and then its end.
+    let reading = tokio::spawn(async move {
+        let mut text = Vec::new();
+        reader.read_to_end(&mut text).await.map(|_| text)
+    });
+    host.tasks.delete(process("flood", "")).await.unwrap();
+    let text = tokio::time::timeout(SOON, reading).await.unwrap().unwrap().unwrap();
+    assert!(text.len() >= 64 << 10 && text.iter().all(|byte| *byte == b'x'), "{} bytes", text.len());
+    assert!(host.tasks.shutdown().await.unwrap());
     host.assert_clean().await;
 }
