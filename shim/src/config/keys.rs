@@ -248,7 +248,7 @@ pub(super) const KEYS: &[Key] = &[
         name: "huge_pages",
         group: None,
         default: "true",
-        text: "Backs guest RAM by transparent huge pages where the host's tmpfs allows it.",
+        text: "Backs guest RAM of 1 GiB and more by transparent huge pages where the host's tmpfs allows it.",
         annotation: false,
         set: |values, value| value::boolean(value).map(|flag| values.huge_pages = flag),
     },

@@ -58,7 +58,7 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
 /// binary; `vmm` takes the place of what the config says, for tests.
 ///
 /// # Errors
-/// Why it could not be made. The store remembers it, and for an hour no pod orders it again.
+/// Why it could not be made. The store remembers it, and for an hour no pod orders it again; not that it took too long.
 pub async fn make(order: &Order, program: &Path, vmm: Option<Arc<dyn Vmm>>) -> Result<()> {
     let config = Config::load(&order.config, [])?;
     let store = Store::new(config.template_store());
@@ -100,10 +100,11 @@ async fn build(
         let fill = async |devices: &Path, copy: &Path| save(vm.as_ref(), config, devices, (&ram, copy)).await;
         store.add(lock, key.clone(), fill).await
     };
-    let saved = also(saved.await, Vec::new());
-    let saved = also(saved, vm.stop().await.err().into_iter().collect());
+    let saved = also(saved.await, vm.stop().await.err().into_iter().collect());
     match saved {
         Ok(()) => Ok(()),
+        // A node that is busy now may not be so when the next pod asks.
+        Err(error) if error.kind() == Kind::DeadlineExceeded => Err(error),
         Err(error) => {
             let noted = store.refuse(key, &error.chain());
             Err(error.with_cleanup(noted.err().into_iter().collect()))

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -13,6 +14,9 @@ use super::manifest::{self, Contents, FileRecord, Manifest, RamRecord};
 use super::ram::{self, Form};
 use super::{Checksum, MANIFEST, RAM, RAM_INDEX, checksum};
 use crate::error::{Context, Error, Kind, Result};
+
+/// The part of the host's available memory that one copy of RAM may take for the second that packing takes.
+const SHARE: u64 = 4;
 
 /// A snapshot that is being written. It ends with [`Save::finish`] or [`Save::abort`], never by dropping it.
 #[derive(Debug)]
@@ -66,8 +70,9 @@ impl Save {
     }
 
     /// Copies the RAM file of the guest, which must stand still; it may run on after this. The copy is the
-    /// snapshot's `ram` (plain), or a file without a name beside it, as large as the RAM that the guest touched,
-    /// until [`Save::finish`] has packed it. Nothing is copied where a filesystem shares blocks.
+    /// snapshot's `ram` (plain), or a file without a name, as large as the RAM that the guest touched, until
+    /// [`Save::finish`] has packed it: in memory where the host has plenty, which is several times faster, else beside
+    /// it. Nothing is copied where a filesystem shares blocks.
     ///
     /// # Errors
     /// `DeadlineExceeded` at `deadline`, `ResourceExhausted` on a full disk. Then call [`Save::abort`].
@@ -75,7 +80,8 @@ impl Save {
         let what = || format!("Could not open the guest's RAM {}", ram.display());
         let from = File::open(ram).context(what)?;
         let memory = from.metadata().context(what)?.len();
-        let file = self.copy_file()?;
+        let in_memory = if self.form == Form::Packed { memory_file(&from) } else { None };
+        let file = in_memory.map_or_else(|| self.copy_file(), Ok)?;
         ram::capture(&from, &file, memory, deadline)?;
         self.captured = Some(Captured { file, memory });
         Ok(())
@@ -212,6 +218,23 @@ fn make(dir: &Path) -> Result<bool> {
             Err(write_error(format!("Could not make the directory {} for a snapshot", dir.display()), error))
         }
     }
+}
+
+/// A file in memory for a copy of `ram`; none if the copy would take more than a part of what the host has left.
+fn memory_file(ram: &File) -> Option<File> {
+    let needed = ram.metadata().ok()?.blocks() * 512;
+    if needed > available_memory()? / SHARE {
+        return None;
+    }
+    let made = rustix::fs::memfd_create("ram.copy", rustix::fs::MemfdFlags::CLOEXEC);
+    made.inspect_err(|error| log::debug!("No file in memory: {error}")).ok().map(File::from)
+}
+
+/// Bytes that the host could give to programs without swapping.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 fn sync(file: &File, name: &str) -> Result<()> {

@@ -169,7 +169,9 @@ pub(super) fn rules(files: &Files) -> Vec<LandlockRule> {
 
 /// Kernel parameters of every guest: the console and the agent's channel are ours, a panic ends the machine at once.
 fn parameters(more: &str) -> String {
-    let mut all = "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all".to_owned();
+    let mut all =
+        "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all cryptomgr.notests init_on_free=1"
+            .to_owned();
     if cfg!(target_arch = "x86_64") {
         // A reset through the keyboard controller is at once; ACPI is tried first otherwise.
         all += " reboot=k";
