@@ -132,7 +132,7 @@ pub(super) fn of(machine: &Machine, files: &Files, landlock: bool) -> Result<VmC
         payload: Payload {
             kernel: machine.kernel.clone(),
             initramfs: machine.initramfs.clone(),
-            cmdline: parameters(&machine.kernel_params),
+            cmdline: parameters(std::env::consts::ARCH, &machine.kernel_params),
         },
         net: net
             .map(|(number, nic)| Net {
@@ -168,11 +168,11 @@ pub(super) fn rules(files: &Files) -> Vec<LandlockRule> {
 }
 
 /// Kernel parameters of every guest: the console and the agent's channel are ours, a panic ends the machine at once.
-fn parameters(more: &str) -> String {
+fn parameters(architecture: &str, more: &str) -> String {
     let mut all =
         "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all cryptomgr.notests init_on_free=1"
             .to_owned();
-    if cfg!(target_arch = "x86_64") {
+    if architecture == "x86_64" {
         // A reset through the keyboard controller is at once; ACPI is tried first otherwise.
         all += " reboot=k";
     }
@@ -227,6 +227,16 @@ mod tests {
     fn without_shares_there_is_no_trace_of_them() {
         let bare = Machine { shares: Vec::new(), nics: Vec::new(), ..machine() };
         insta::assert_snapshot!(body(&bare, false));
+    }
+
+    #[test]
+    fn an_arm64_guest_is_told_the_same_but_how_to_reset() {
+        let [amd64, arm64] = ["x86_64", "aarch64"].map(|architecture| parameters(architecture, "more"));
+        assert_eq!(
+            arm64,
+            "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all cryptomgr.notests init_on_free=1 more"
+        );
+        assert_eq!(amd64.replace(" reboot=k", ""), arm64);
     }
 
     #[test]
