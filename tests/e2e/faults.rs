@@ -121,6 +121,8 @@ fn a_guest_kernel_that_is_missing_is_named(bench: &Bench) -> Result<()> {
     let share = Path::new("/usr/share/microvm");
     let kernel =
         find(share, "vmlinu").with_context(|| format!("There is no kernel below {}", share.display()))?;
+    // A link leads to the newest guest's folder; the shim names what it leads to.
+    let kernel = fs::canonicalize(kernel)?;
     refused_while(bench, &kernel, || Ok(()), &[&kernel.to_string_lossy()])
 }
 
