@@ -1,6 +1,7 @@
 //! `cargo xtask conformance`: writes `docs/conformance.md` from the reports that runs of other people's suites left below
 //! `target` (`cargo xtask test --only critest [--handler runc]`).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -44,8 +45,14 @@ impl Report {
         self.specs.iter().filter(|spec| spec.state == state).count()
     }
 
-    fn which(&self, state: &str) -> Vec<&Spec> {
-        self.specs.iter().filter(|spec| spec.state == state).collect()
+    /// The names of the specs in a state, by the reason and the file that refuses.
+    fn reasons(&self, state: &str) -> BTreeMap<(&str, &str), Vec<&str>> {
+        let mut reasons: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for spec in self.specs.iter().filter(|spec| spec.state == state) {
+            let reason = (spec.reason.as_str(), spec.refused_by.as_str());
+            reasons.entry(reason).or_default().push(spec.name.as_str());
+        }
+        reasons
     }
 }
 
@@ -87,26 +94,26 @@ fn page(reports: &[Report]) -> String {
         let _ = writeln!(page, "| {suite} {version} | {containerd} | {handler} | {counts} | {seconds} |");
     }
     for report in reports {
-        let Report { suite, handler, .. } = report;
         for (state, title) in [("failed", "Failed"), ("skipped", "Skipped")] {
-            let specs = report.which(state);
-            if specs.is_empty() {
+            let reasons = report.reasons(state);
+            if reasons.is_empty() {
                 continue;
             }
-            let _ = writeln!(page, "\n## {title}: {suite} with {handler}\n\n| spec | reason | refused by |");
-            page.push_str("|---|---|---|\n");
-            for Spec { name, reason, refused_by, .. } in specs {
-                let refused = if refused_by.is_empty() { String::new() } else { format!("`{refused_by}`") };
-                let _ = writeln!(page, "| {} | {} | {refused} |", cell(name), cell(reason));
+            let _ = writeln!(page, "\n## {title}: {} with {}", report.suite, report.handler);
+            for ((reason, refused_by), names) in reasons {
+                let by = if refused_by.is_empty() { String::new() } else { format!(" (`{refused_by}`)") };
+                let _ = writeln!(page, "\n{}{by}:\n", one_line(reason));
+                names.iter().for_each(|name| page.push_str(&format!("- {}\n", one_line(name))));
             }
         }
     }
     page
 }
 
-/// Text that stays in its cell.
-fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('\n', " ")
+/// Text that stays in its line and means nothing to Markdown.
+fn one_line(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.replace('[', "\\[").replace('<', "\\<")
 }
 
 #[cfg(test)]
@@ -117,11 +124,11 @@ mod tests {
     fn the_page_counts_and_gives_reasons() {
         let report = r#"{"suite": "s", "version": "1", "containerd": "2", "handler": "microvm", "seconds": 9, "specs": [
             {"name": "a", "state": "passed", "reason": "", "refused_by": ""},
-            {"name": "b|c", "state": "skipped", "reason": "no VM can", "refused_by": "x.rs"}]}"#;
+            {"name": "b[c", "state": "skipped", "reason": "no VM can", "refused_by": "x.rs"}]}"#;
         let text = page(&[serde_json::from_str(report).unwrap()]);
         assert!(text.contains("| s 1 | 2 | microvm | 1 | 0 | 1 | 9 |"), "{text}");
         assert!(text.contains("## Skipped: s with microvm"), "{text}");
-        assert!(text.contains("| b\\|c | no VM can | `x.rs` |"), "{text}");
+        assert!(text.contains("no VM can (`x.rs`):\n\n- b\\[c\n"), "{text}");
         assert!(!text.contains("Failed"), "{text}");
     }
 }
