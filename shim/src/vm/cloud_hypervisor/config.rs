@@ -170,8 +170,7 @@ pub(super) fn rules(files: &Files) -> Vec<LandlockRule> {
 /// Kernel parameters of every guest: the console and the agent's channel are ours, a panic ends the machine at once.
 fn parameters(architecture: &str, more: &str) -> String {
     let mut all =
-        "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all cryptomgr.notests init_on_free=1"
-            .to_owned();
+        "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all cryptomgr.notests".to_owned();
     if architecture == "x86_64" {
         // A reset through the keyboard controller is at once; ACPI is tried first otherwise.
         all += " reboot=k";
@@ -234,7 +233,7 @@ mod tests {
         let [amd64, arm64] = ["x86_64", "aarch64"].map(|architecture| parameters(architecture, "more"));
         assert_eq!(
             arm64,
-            "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all cryptomgr.notests init_on_free=1 more"
+            "console=hvc0 quiet panic=-1 microvm.agent=vsock cgroup_no_v1=all cryptomgr.notests more"
         );
         assert_eq!(amd64.replace(" reboot=k", ""), arm64);
     }

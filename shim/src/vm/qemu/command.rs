@@ -106,11 +106,9 @@ pub(super) fn arguments(
 
 /// Kernel parameters of every guest: the console and the agent's channel are ours, a panic ends the machine at once.
 fn parameters(flavour: &Flavour, more: &str) -> String {
-    // Debian's kernel would test its ciphers at each boot. Freed memory becomes zero, not when it is used again: neither
-    // snapshots nor templates hold it.
-    let mut all = "console=hvc0 quiet panic=-1 microvm.agent=serial cgroup_no_v1=all cryptomgr.notests \
-         init_on_free=1"
-        .to_owned();
+    // Debian's kernel would test its ciphers at each boot.
+    let mut all =
+        "console=hvc0 quiet panic=-1 microvm.agent=serial cgroup_no_v1=all cryptomgr.notests".to_owned();
     if flavour.architecture == Architecture::Amd64 {
         // A reset through the keyboard controller is at once; ACPI is tried first otherwise.
         all += " reboot=k";
