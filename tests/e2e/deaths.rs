@@ -106,15 +106,15 @@ fn dies_during_start(bench: &Bench, uid: &str, words: Words<'_>) -> Result<()> {
     let moments = if words == SHIM { SHIMS_MOMENTS } else { MOMENTS };
     for (number, moment) in moments.into_iter().enumerate() {
         let pod = Pod::new("start", &format!("{uid}-{number}"));
-        let started = std::thread::scope(|scope| {
+        let (slain, started) = std::thread::scope(|scope| {
             let start = scope.spawn(|| bench.cri.run_pod(&pod, &bench.handler));
             let killed = first(words).and_then(|pids| {
                 std::thread::sleep(moment);
-                slay(&pids)
+                slay(&pids).map(|()| pids)
             });
             let started =
                 start.join().map_err(|_| anyhow::anyhow!("The thread that starts the pod panicked"));
-            killed.and(started)
+            Ok::<_, anyhow::Error>((killed?, started?))
         })?;
         match started {
             Err(error) => {
@@ -122,7 +122,8 @@ fn dies_during_start(bench: &Bench, uid: &str, words: Words<'_>) -> Result<()> {
                 remove_as_kubelet(bench)?;
             }
             // A clone of a template that dies while it starts is replaced by a machine that boots.
-            Ok(id) if words == VMM && !those(VMM)?.is_empty() => {
+            // The killed one may take a moment to be gone.
+            Ok(id) if words == VMM && those(VMM)?.iter().any(|pid| !slain.contains(pid)) => {
                 println!("    killed {words:?} after {moment:?}: the pod has another one");
                 let result = bench.cri.run(&id, &pod, &idle("one")).map(drop);
                 bench.cri.remove_pod(&id)?;
