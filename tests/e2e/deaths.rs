@@ -212,15 +212,13 @@ fn dies_during_a_checkpoint(bench: &Bench, uid: &str, words: Words<'_>, codes: &
         let ended = checkpoint.wait()?;
         let status = bench.cri.wait_exited(&id, Duration::from_secs(15))?;
         ensure!(codes.contains(&status.exit_code), "{status:?}");
-        let left = names(folder)?;
-        println!("    killed {words:?}: the checkpoint ended with {ended}, and left {left:?}");
-        // What has no manifest is no snapshot. Where a shim lives that can, it leaves nothing.
-        let whole = ended.success() && left.iter().any(|name| name == "manifest.json");
-        let nothing = !ended.success() && (left.is_empty() || words == SHIM);
-        ensure!(
-            whole || nothing && !left.iter().any(|name| name == "manifest.json"),
-            "The checkpoint ended with {ended} and left {left:?}"
-        );
+        println!("    killed {words:?}: the checkpoint ended with {ended}");
+        // Of a shim that is dead, `delete` takes the rest away, when containerd runs it.
+        wait_for("a whole snapshot, or nothing of it", || {
+            let left = names(folder)?;
+            let whole = left.iter().any(|name| name == "manifest.json");
+            Ok(whole || !ended.success() && left.is_empty())
+        })?;
         Ok(())
     });
     if folder.exists() {

@@ -54,6 +54,8 @@ pub enum Resource {
         /// Id of the lease.
         id: String,
     },
+    /// A directory that was empty before a snapshot was begun in it. Undoing empties it, unless the snapshot is whole.
+    Snapshot(PathBuf),
     /// A hook of the OCI spec that must run once the container is gone.
     Poststop(Poststop),
 }
@@ -103,6 +105,7 @@ impl fmt::Display for Resource {
             Resource::Redirect { netns, device } => write!(f, "redirect of {device} in {}", netns.display()),
             Resource::Netns(path) => write!(f, "network namespace {}", path.display()),
             Resource::Lease { namespace, id, .. } => write!(f, "lease {id} in namespace {namespace}"),
+            Resource::Snapshot(path) => write!(f, "unfinished snapshot in {}", path.display()),
             Resource::Poststop(hook) => write!(f, "poststop hook {}", hook.path.display()),
         }
     }

@@ -9,7 +9,7 @@ use nix::mount::{MntFlags, umount2};
 
 use super::{Resource, cgroup, hook, process, tree};
 use crate::error::{Context, Result};
-use crate::{images, network};
+use crate::{images, network, snapshot};
 
 /// More mounts than anybody stacks on one path; a guard against going round for ever.
 const MAX_STACKED: usize = 1024;
@@ -28,6 +28,7 @@ pub(super) fn undo(resource: &Resource) -> Result<()> {
         Resource::Tap { netns, name } => return network::remove_tap(netns, name),
         Resource::Redirect { netns, device } => return network::remove_redirect(netns, device),
         Resource::Netns(path) => return network::remove_netns(path),
+        Resource::Snapshot(path) => return snapshot::clear_unfinished(path),
         Resource::Lease { address, namespace, id } => return images::release_lease(address, namespace, id),
     };
     undone.context(|| format!("Could not remove {resource}"))

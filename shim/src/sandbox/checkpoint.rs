@@ -11,8 +11,9 @@ use super::pod::{Machine, Pod, blocking};
 use super::record;
 use crate::config::DiskVolume;
 use crate::error::{Error, Result};
+use crate::ledger::Resource;
 use crate::phases::Phases;
-use crate::snapshot::{Form, Save};
+use crate::snapshot::{Contents, Form, Save};
 
 /// Longest copy of the guest's RAM: 16 GiB, the default's most, at 300 MB/s.
 const COPY: Duration = Duration::from_secs(60);
@@ -30,18 +31,40 @@ pub(super) async fn checkpoint(sandbox: &Sandbox, pod: &Arc<Pod>, path: &Path) -
     // containerd copies the directory several times and fills its holes: the packed form is the one to give it.
     let save = blocking(move || Save::begin(&into, Form::Packed)).await?;
     phases.done("record");
-    let (save, state) = match frozen(machine, save, pod.ram(), &mut phases).await {
+    // Should the shim die, `delete` takes away what it had written.
+    let claim = Resource::Snapshot(path.to_path_buf());
+    let written = match pod.ledger.claim(claim.clone()) {
+        Ok(()) => write(pod, machine, save, contents, &mut phases).await,
+        Err(error) => Err(abort(save, error).await),
+    };
+    let forgotten = pod.ledger.forget(&claim);
+    let bytes = both(written, forgotten)?;
+    phases.finish();
+    log::info!("Wrote a snapshot of {bytes} bytes to {}", path.display());
+    Ok(())
+}
+
+/// Writes the whole snapshot; its size in bytes.
+async fn write(
+    pod: &Pod,
+    machine: &Machine,
+    save: Save,
+    contents: Contents,
+    phases: &mut Phases,
+) -> Result<u64> {
+    let (save, state) = match frozen(machine, save, pod.ram(), phases).await {
         (save, Ok(state)) => (save, state),
-        (save, Err(error)) => {
-            let left = blocking(move || save.abort()).await.err();
-            return Err(error.with_cleanup(left.into_iter().collect()));
-        }
+        (save, Err(error)) => return Err(abort(save, error).await),
     };
     let finished = blocking(move || save.finish(contents, &state)).await?;
     phases.done("pack");
-    phases.finish();
-    log::info!("Wrote a snapshot of {} bytes to {}", finished.bytes, path.display());
-    Ok(())
+    Ok(finished.bytes)
+}
+
+/// Leaves the directory as it was; answers `error`, with what failed at that.
+async fn abort(save: Save, error: Error) -> Error {
+    let left = blocking(move || save.abort()).await.err();
+    error.with_cleanup(left.into_iter().collect())
 }
 
 /// Freezes the containers, captures the VM, and lets all run on.

@@ -21,7 +21,7 @@ pub use checksum::Checksum;
 pub use manifest::{Contents, Manifest};
 pub use open::Snapshot;
 pub use ram::Form;
-pub use save::{FinishedSave, Save};
+pub use save::{FinishedSave, Save, clear_unfinished};
 pub use store::Store;
 
 use crate::error::{Context, Result};

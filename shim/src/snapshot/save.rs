@@ -36,6 +36,26 @@ struct Captured {
     memory: u64,
 }
 
+/// Empties a directory in which a snapshot was begun by somebody who is gone, unless the snapshot is whole: its manifest is
+/// written last. Whoever asks for this knows that the directory was empty before.
+///
+/// # Errors
+/// The first file that can't be removed, after all others were. A directory that is gone is a success.
+pub fn clear_unfinished(dir: &Path) -> Result<()> {
+    let opened = match Dir::open(dir) {
+        Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    if opened.names()?.iter().any(|name| name == MANIFEST) {
+        return Ok(());
+    }
+    let mut failures = opened.clear();
+    match failures.len() {
+        0 => Ok(()),
+        _ => Err(failures.remove(0).with_cleanup(failures)),
+    }
+}
+
 /// What a save wrote.
 #[derive(Debug, Clone)]
 pub struct FinishedSave {

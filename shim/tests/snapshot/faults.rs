@@ -7,6 +7,7 @@ use std::time::Instant;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use shim::error::Kind;
+use shim::ledger::Resource;
 use shim::snapshot::{Form, Save};
 
 use crate::support::{MIB, contents, names, ram, save, saved, soon};
@@ -19,6 +20,28 @@ fn directory_with_something_in_it_is_not_touched() {
     assert_eq!(error.kind(), Kind::FailedPrecondition);
     assert!(error.chain().contains("\"mine\""));
     assert_eq!(names(temp.path()), ["mine"]);
+}
+
+#[test]
+fn what_a_dead_shim_began_is_taken_away_and_what_it_finished_stays() {
+    let (temp, whole) = saved(Form::Packed);
+    let before = names(&whole);
+    Resource::Snapshot(whole.clone()).undo().unwrap();
+    assert_eq!(names(&whole), before);
+
+    let begun = temp.path().join("begun");
+    let mut save = Save::begin(&begun, Form::Plain).unwrap();
+    fs::write(begun.join("state"), "s").unwrap();
+    save.capture_ram(&temp.path().join("mem"), soon()).unwrap();
+    assert_eq!(names(&begun), ["ram", "state"]);
+    // Its owner is gone without a word.
+    drop(save);
+    for _ in 0..2 {
+        Resource::Snapshot(begun.clone()).undo().unwrap();
+        assert!(names(&begun).is_empty());
+    }
+    fs::remove_dir(&begun).unwrap();
+    Resource::Snapshot(begun).undo().unwrap();
 }
 
 #[test]
