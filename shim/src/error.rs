@@ -85,6 +85,17 @@ impl Error {
         self
     }
 
+    /// One result of what undoes several things to the end whatever fails.
+    ///
+    /// # Errors
+    /// The first failure, with the others as its cleanup.
+    pub fn first_of(mut failures: Vec<Error>) -> Result<()> {
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(failures.remove(0).with_cleanup(failures))
+    }
+
     /// The whole chain of causes in one line, outermost first.
     #[must_use]
     pub fn chain(&self) -> String {

@@ -34,12 +34,7 @@ pub(super) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     // In a thread, because a hanging mount or process must not cost us the answer.
     std::thread::spawn(move || done.send(clean_up(&bundle, &id)));
     match result.recv_timeout(LIMIT) {
-        Ok(failures) => {
-            let mut failures = failures.into_iter();
-            if let Some(first) = failures.next() {
-                return Err(first.with_cleanup(failures.collect()));
-            }
-        }
+        Ok(failures) => Error::first_of(failures)?,
         Err(_) => {
             let text = format!("Container {} is not cleaned up after {} ms", flags.id, LIMIT.as_millis());
             return Err(Error::new(Kind::DeadlineExceeded, text));

@@ -79,11 +79,7 @@ fn release_leftovers(dir: &Path) -> Result<()> {
         let text = format!("Sandbox {} is served by shim {} already", dir.display(), shim.pid);
         return Err(Error::new(Kind::AlreadyExists, text));
     }
-    let mut failures = ledger.release_all().into_iter();
-    match failures.next() {
-        Some(first) => Err(first.with_cleanup(failures.collect())),
-        None => Ok(()),
-    }
+    Error::first_of(ledger.release_all())
 }
 
 /// containerd calls no `delete` for a server that it never reached.

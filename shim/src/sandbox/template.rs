@@ -168,10 +168,7 @@ async fn save(vm: &dyn Vm, config: &Config, devices: &Path, (ram, copy): (&Path,
 fn ledger(config: &Config) -> Result<Ledger> {
     let dir = config.run_dir().join(FOLDER).join("machine");
     if let Ok(old) = Ledger::open(&dir) {
-        let mut failures = old.release_all();
-        if !failures.is_empty() {
-            return Err(failures.remove(0).with_cleanup(failures));
-        }
+        Error::first_of(old.release_all())?;
     }
     let owner = Owner {
         namespace: FOLDER.into(),
@@ -185,10 +182,9 @@ fn ledger(config: &Config) -> Result<Ledger> {
 }
 
 /// The result, with what failed after it.
-fn also(result: Result<()>, mut failures: Vec<Error>) -> Result<()> {
+fn also(result: Result<()>, failures: Vec<Error>) -> Result<()> {
     match result {
-        Ok(()) if failures.is_empty() => Ok(()),
-        Ok(()) => Err(failures.remove(0).with_cleanup(failures)),
+        Ok(()) => Error::first_of(failures),
         Err(error) => Err(error.with_cleanup(failures)),
     }
 }

@@ -142,10 +142,7 @@ impl Share {
             let removed = dirs.remove(&entry).context(|| format!("Could not remove {}", below.display()));
             failures.extend(removed.err());
         }
-        match failures.len() {
-            0 => Ok(()),
-            _ => Err(failures.remove(0).with_cleanup(failures)),
-        }
+        Error::first_of(failures)
     }
 
     /// Starts both daemons, which write themselves into `cgroup_procs` first. They listen when it returns. For a
@@ -192,11 +189,7 @@ impl Share {
     /// # Errors
     /// The first failure, with the other as its cleanup.
     pub async fn stop(&self) -> Result<()> {
-        let mut failures = stop_all(&mut *self.daemons.lock().await, &self.ledger).await;
-        match failures.len() {
-            0 => Ok(()),
-            _ => Err(failures.remove(0).with_cleanup(failures)),
-        }
+        Error::first_of(stop_all(&mut *self.daemons.lock().await, &self.ledger).await)
     }
 }
 

@@ -49,11 +49,7 @@ pub fn clear_unfinished(dir: &Path) -> Result<()> {
     if opened.names()?.iter().any(|name| name == MANIFEST) {
         return Ok(());
     }
-    let mut failures = opened.clear();
-    match failures.len() {
-        0 => Ok(()),
-        _ => Err(failures.remove(0).with_cleanup(failures)),
-    }
+    Error::first_of(opened.clear())
 }
 
 /// What a save wrote.
@@ -141,11 +137,7 @@ impl Save {
     /// # Errors
     /// When a file can't be removed; the others are gone.
     pub fn abort(self) -> Result<()> {
-        let mut failures = self.undo();
-        match failures.len() {
-            0 => Ok(()),
-            _ => Err(failures.remove(0).with_cleanup(failures)),
-        }
+        Error::first_of(self.undo())
     }
 
     fn write(&mut self, contents: Contents, state: &[String]) -> Result<FinishedSave> {
